@@ -1,0 +1,1 @@
+"""The Kubernetes half of SFTJob: a level-triggered operator around a pure core."""

@@ -1,0 +1,35 @@
+"""Words for Kubernetes objects that every layer shares: a manifest, its address, and an Event about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+Manifest = dict[str, Any]
+"""A Kubernetes object as plain JSON."""
+
+
+class Ref(NamedTuple):
+    """Address of one object. `api` is apiVersion, e.g. batch/v1."""
+
+    api: str
+    kind: str
+    namespace: str
+    name: str
+
+
+def ref_of(manifest: Manifest) -> Ref:
+    """The address of an object."""
+    metadata = manifest["metadata"]
+    return Ref(
+        manifest["apiVersion"], manifest["kind"], metadata.get("namespace", "default"), metadata["name"]
+    )
+
+
+@dataclass(frozen=True)
+class Event:
+    """A core/v1 Event about an SFTJob."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str

@@ -1,0 +1,541 @@
+"""SFTJob v1alpha1: the single source of the CRD, of the API reference and of parsing.
+
+Defaults live in these models and not in the schema, so that what is unset stays visible as unset. `None`
+means "decide for me" where the description says so. Cross-field rules are CEL, refused at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from sftjob_operator.api.base import (
+    ApiModel,
+    HubUri,
+    ObjectName,
+    Passthrough,
+    Quantity,
+    RawConfig,
+    RelativePath,
+    at_most_one_of,
+    exactly_one_of,
+    rules,
+)
+from sftjob_operator.api.status import Status
+
+GROUP = "sftjob.dev"
+VERSION = "v1alpha1"
+KIND = "SFTJob"
+PLURAL = "sftjobs"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+
+class SecretRef(ApiModel):
+    """A Secret in the job's namespace."""
+
+    name: ObjectName = Field(description="Name of the Secret. While it is missing the job waits.")
+
+
+class ConfigMapKeyRef(ApiModel):
+    """One key of a ConfigMap in the job's namespace."""
+
+    name: ObjectName = Field(description="Name of the ConfigMap.")
+    key: Annotated[str, Field(min_length=1, max_length=253)] = Field(description="Key in its data.")
+
+
+# --------------------------------------------------------------------------- model
+
+
+class ChatTemplate(ApiModel):
+    """A Jinja chat template that replaces the tokenizer's own."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(exactly_one_of("spec.model.chatTemplate", "path", "preset"))
+    )
+    path: RelativePath | None = Field(None, description="A Jinja file in the workspace.")
+    preset: Literal["ChatML"] | None = Field(None, description="One of ours.")
+
+
+class Model(ApiModel):
+    """The base model: exactly one of `uri` and `path`."""
+
+    model_config = ConfigDict(json_schema_extra=rules(exactly_one_of("spec.model", "uri", "path")))
+    uri: HubUri | None = Field(
+        None, description="hf://<organisation>/<name>[@<revision>], downloaded once into the workspace."
+    )
+    path: RelativePath | None = Field(
+        None, description="A Hugging Face folder or a .gguf file in the workspace."
+    )
+    secret_ref: SecretRef | None = Field(
+        None, description="All its keys (HF_TOKEN) become environment of the prepare pod, and of no other."
+    )
+    chat_template: ChatTemplate | None = Field(
+        None, description="Replaces the tokenizer's template, also in the export; absent = the tokenizer's."
+    )
+
+
+# --------------------------------------------------------------------------- data
+
+
+class DataSource(ApiModel):
+    """Rows of chat: exactly one of `path` and `inline`."""
+
+    model_config = ConfigDict(json_schema_extra=rules(exactly_one_of("spec.data source", "path", "inline")))
+    name: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(
+        None, description="Label of this source in messages; absent = its position."
+    )
+    path: RelativePath | None = Field(
+        None, description="A .json, .jsonl or .parquet file in the workspace, or a glob of such."
+    )
+    inline: Annotated[str, Field(min_length=1, max_length=65536)] | None = Field(
+        None, description="JSON lines, for a quick try."
+    )
+    format: Literal["Auto", "Messages", "ShareGPT", "Alpaca", "PromptCompletion", "PromptChosen"] = Field(
+        "Auto", description="Shape of a row. Default Auto: recognised by its columns."
+    )
+    columns: dict[str, Annotated[str, Field(max_length=253)]] = Field(
+        default_factory=dict,
+        max_length=16,
+        description="Our column: theirs, for example messages: conversation.",
+    )
+
+
+class EvalData(ApiModel):
+    """Held-out rows: exactly one of `splitPercent` and `sources`."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(exactly_one_of("spec.data.eval", "splitPercent", "sources"))
+    )
+    split_percent: Annotated[int, Field(ge=1, le=50)] | None = Field(
+        None, description="Percentage of the training rows that is held out, chosen by the rows' content."
+    )
+    sources: Annotated[list[DataSource], Field(min_length=1, max_length=8)] | None = Field(
+        None, description="Sources of their own."
+    )
+
+
+class Data(ApiModel):
+    """What is learned and how it becomes tokens."""
+
+    train: Annotated[list[DataSource], Field(min_length=1, max_length=32)] = Field(
+        description="Sources of training rows, read one after another."
+    )
+    eval: EvalData | None = Field(None, description="Rows for the evaluation loss; absent = no evaluation.")
+    max_length: Annotated[int, Field(ge=16, le=1048576)] = Field(
+        2048, description="Tokens of a sequence. Default 2048."
+    )
+    packing: Literal["BestFit", "None"] = Field(
+        "BestFit", description="BestFit fills each sequence with whole rows; None pads. Default BestFit."
+    )
+    loss_on: Literal["Assistant", "LastAssistant", "AllTokens"] = Field(
+        "Assistant", description="Which tokens are learned. Default Assistant: every answer, no question."
+    )
+    on_too_long: Literal["Truncate", "Drop", "Fail"] = Field(
+        "Truncate",
+        description="What happens to a row longer than maxLength; counted in status. Default Truncate.",
+    )
+    on_invalid_row: Literal["Fail", "Skip"] = Field(
+        "Fail",
+        description="What happens to a row that cannot be read; Skip counts it in status. Default Fail.",
+    )
+
+
+# --------------------------------------------------------------------------- training
+
+
+class LoRA(ApiModel):
+    """Low-rank adapters instead of all weights."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="Rank of the update. Default 16.")
+    alpha: Annotated[int, Field(ge=1, le=4096)] = Field(
+        32, description="The update is scaled by alpha / rank. Default 32."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Dropout before the adapter. Default 0."
+    )
+    target_modules: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=253)]], Field(min_length=1, max_length=64)
+    ] = Field(
+        default_factory=lambda: ["AllLinear"],
+        description="Names of the layers that get adapters. "
+        "Default [AllLinear]: every linear layer but the head.",
+    )
+
+
+class Scheduler(ApiModel):
+    """Learning rate over the steps, after a linear warm-up."""
+
+    type: Literal["Cosine", "Linear", "Constant"] = Field("Cosine", description="Default Cosine.")
+    warmup_steps: Annotated[int, Field(ge=0, le=1000000)] = Field(
+        0, description="Steps of linear warm-up. Default 0."
+    )
+    min_learning_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Where Cosine and Linear end. Default 0."
+    )
+
+
+class Optimizer(ApiModel):
+    """The optimizer."""
+
+    type: Literal["AdamW"] = Field("AdamW", description="Default AdamW.")
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
+        default_factory=lambda: [0.9, 0.999], description="Decay of the two moments. Default [0.9, 0.999]."
+    )
+    eps: Annotated[float, Field(gt=0, le=1)] = Field(1e-8, description="Default 1e-8.")
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Decoupled weight decay on matrices. Default 0."
+    )
+
+
+class Training(ApiModel):
+    """Hyper-parameters."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            at_most_one_of("spec.training", "epochs", "maxSteps"),
+            (
+                "!has(self.lora) || (has(self.method) && self.method == 'LoRA')",
+                "spec.training.lora needs spec.training.method: LoRA",
+            ),
+            (
+                "!has(self.scheduler) || !has(self.scheduler.minLearningRate) || "
+                "double(self.scheduler.minLearningRate) <= "
+                "double(has(self.learningRate) ? self.learningRate : 0.00002)",
+                "spec.training.scheduler.minLearningRate must not exceed "
+                "spec.training.learningRate (default 2e-5)",
+            ),
+        )
+    )
+    method: Literal["Full", "LoRA"] = Field("Full", description="Which weights are trained. Default Full.")
+    lora: LoRA | None = Field(None, description="Settings of method LoRA.")
+    epochs: Annotated[int, Field(ge=1, le=10000)] | None = Field(
+        None, description="Passes over the data; epochs or maxSteps. Default 1 where neither is set."
+    )
+    max_steps: Annotated[int, Field(ge=1, le=100000000)] | None = Field(
+        None, description="Optimizer steps; the data is repeated as often as needed."
+    )
+    global_batch_size: Annotated[int, Field(ge=1, le=1048576)] = Field(
+        16,
+        description="Sequences of maxLength per optimizer step over all ranks, whatever their number. "
+        "Default 16.",
+    )
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(2e-5, description="Peak. Default 2e-5.")
+    scheduler: Scheduler = Field(default_factory=Scheduler, description="Learning-rate schedule.")
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="Optimizer and its constants.")
+    max_grad_norm: Annotated[float, Field(gt=0, le=1000000)] = Field(
+        1.0, description="Gradients are scaled down to this global norm. Default 1."
+    )
+    precision: Literal["bf16", "fp32"] | None = Field(
+        None,
+        description="Absent = bf16 where the hardware has it, else fp32. The optimizer always works in fp32.",
+    )
+    seed: Annotated[int, Field(ge=0, le=2147483647)] = Field(
+        42, description="Same seed, data and size: same result. Default 42."
+    )
+
+
+class DeepSpeed(ApiModel):
+    """The parallel strategy. What is absent is chosen by the planner; the choice is in status.plan."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = Field(
+        None, description="What is partitioned: 1 optimizer state, 2 and gradients, 3 and parameters."
+    )
+    micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="Sequences per GPU and forward pass."
+    )
+    activation_checkpointing: Literal["None", "Full"] | None = Field(
+        None, description="Full recomputes activations in the backward pass: less memory, a third more time."
+    )
+    config: RawConfig | None = Field(
+        None,
+        description="Raw DeepSpeed configuration in DeepSpeed's own names, merged over ours; a disagreement "
+        "with a typed field is refused (DeepSpeedConfigConflict).",
+    )
+
+
+# --------------------------------------------------------------------------- where it runs
+
+
+class Resources(ApiModel):
+    """core/v1 ResourceRequirements of the main container."""
+
+    requests: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(
+        default_factory=dict, description="What is reserved."
+    )
+    limits: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(
+        default_factory=dict, description="What must not be exceeded."
+    )
+
+
+class EnvVar(ApiModel):
+    """One variable of the main container."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)] = Field(description="Name; SFTJOB_* are ours.")
+    value: Annotated[str, Field(max_length=32768)] = Field("", description="Value, as it is.")
+
+
+class PodMetadata(ApiModel):
+    """Labels and annotations of the pods, beside ours."""
+
+    labels: Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)] = Field(
+        default_factory=dict, description="Labels; sftjob.dev/* are ours."
+    )
+    annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32)] = Field(
+        default_factory=dict, description="Annotations."
+    )
+
+
+class ContainerOverride(ApiModel):
+    """What may be added to our container."""
+
+    name: Literal["trainer"] = Field("trainer", description="Always trainer.")
+    volume_mounts: Annotated[list[Passthrough], Field(max_length=16)] = Field(
+        default_factory=list, description="core/v1 VolumeMounts of the volumes below."
+    )
+    security_context: Passthrough | None = Field(None, description="Replaces our securityContext key by key.")
+
+
+class PodSpecOverride(ApiModel):
+    """The part of core/v1 PodSpec that may be set."""
+
+    node_selector: Annotated[dict[str, Annotated[str, Field(max_length=253)]], Field(max_length=16)] = Field(
+        default_factory=dict, description="Labels the nodes must have."
+    )
+    tolerations: Annotated[list[Passthrough], Field(max_length=16)] = Field(
+        default_factory=list, description="core/v1 Tolerations."
+    )
+    affinity: Passthrough | None = Field(None, description="core/v1 Affinity.")
+    volumes: Annotated[list[Passthrough], Field(max_length=16)] = Field(
+        default_factory=list, description="core/v1 Volumes, beside ours."
+    )
+    containers: Annotated[list[ContainerOverride], Field(max_length=1)] = Field(
+        default_factory=list, description="Additions to our container."
+    )
+    security_context: Passthrough | None = Field(
+        None, description="Replaces our pod securityContext key by key, e.g. fsGroup or runAsUser."
+    )
+    termination_grace_period_seconds: Annotated[int, Field(ge=1, le=86400)] | None = Field(
+        None, description="Time to save a checkpoint when the pods are asked to stop. Default 120."
+    )
+
+
+class PodTemplate(ApiModel):
+    """A curated subset of core/v1 PodTemplateSpec, merged over ours."""
+
+    metadata: PodMetadata = Field(default_factory=PodMetadata, description="Labels and annotations.")
+    spec: PodSpecOverride = Field(default_factory=PodSpecOverride, description="The pod.")
+
+
+class ImagePullSecret(ApiModel):
+    """A Secret with registry credentials."""
+
+    name: ObjectName = Field(description="Name of the Secret.")
+
+
+class Workers(ApiModel):
+    """The gang: one pod per node, one rank per GPU."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.processesPerNode) || (has(self.gpusPerNode) && self.gpusPerNode == 0)",
+                "spec.workers.processesPerNode is only for CPU training: set spec.workers.gpusPerNode: 0",
+            )
+        )
+    )
+    nodes: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="Pods, one per node. Default 1.")
+    gpus_per_node: Annotated[int, Field(ge=0, le=64)] = Field(
+        1, description="GPUs, and so ranks, per pod; 0 = train on the CPU. Default 1."
+    )
+    gpu_resource_name: Annotated[str, Field(min_length=1, max_length=253)] = Field(
+        "nvidia.com/gpu", description="Resource that is requested gpusPerNode times. Default nvidia.com/gpu."
+    )
+    processes_per_node: Annotated[int, Field(ge=1, le=64)] | None = Field(
+        None, description="Ranks per pod of CPU training. Default 1."
+    )
+    image: Annotated[str, Field(min_length=1, max_length=1024)] | None = Field(
+        None, description="Trainer image; absent = the one installed with the operator."
+    )
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
+        None, description="As in core/v1; absent = Kubernetes' choice."
+    )
+    image_pull_secrets: Annotated[list[ImagePullSecret], Field(max_length=8)] = Field(
+        default_factory=list, description="Registry credentials, for prepare too."
+    )
+    resources: Resources = Field(default_factory=Resources, description="Beside the GPUs.")
+    shared_memory: Quantity | None = Field(
+        None, description="Size of /dev/shm. Default 1Gi per rank; it counts as memory of the pod."
+    )
+    env: Annotated[list[EnvVar], Field(max_length=64)] = Field(
+        default_factory=list, description="Environment of launcher and ranks, for example NCCL_DEBUG."
+    )
+    pod_template: PodTemplate = Field(default_factory=PodTemplate, description="Merged over our pods.")
+
+
+class Prepare(ApiModel):
+    """The pod that fetches the model and tokenises the data before any GPU is taken."""
+
+    resources: Resources = Field(default_factory=Resources, description="CPU and memory.")
+    env: Annotated[list[EnvVar], Field(max_length=64)] = Field(
+        default_factory=list, description="Environment, for example a proxy."
+    )
+    pod_template: PodTemplate = Field(default_factory=PodTemplate, description="Merged over our pod.")
+
+
+class Workspace(ApiModel):
+    """The shared volume with models, datasets, caches, checkpoints and exports."""
+
+    claim_name: ObjectName = Field(
+        description="PersistentVolumeClaim, ReadWriteMany unless nodes is 1. "
+        "While it is missing the job waits."
+    )
+    sub_path: RelativePath | None = Field(None, description="Folder of the volume to use as workspace.")
+
+
+# --------------------------------------------------------------------------- policies
+
+
+class Retain(ApiModel):
+    """How many checkpoints stay."""
+
+    last: Annotated[int, Field(ge=1, le=100)] = Field(
+        3, description="The newest so many; the newest verified one is never removed. Default 3."
+    )
+
+
+class Checkpoint(ApiModel):
+    """When the state of training is committed to the workspace."""
+
+    period_seconds: Annotated[int, Field(ge=1, le=604800)] | None = Field(
+        None, description="Commit after so much time. Default 900 where periodSteps is absent too."
+    )
+    period_steps: Annotated[int, Field(ge=1, le=1000000)] | None = Field(
+        None, description="Commit every so many steps."
+    )
+    retain: Retain = Field(default_factory=Retain, description="What is kept.")
+    on_existing: Literal["Resume", "Fail", "StartFresh"] = Field(
+        "Resume",
+        description="When jobs/<name> already holds checkpoints: Resume goes on where model, data and seed "
+        "are the same and refuses otherwise; StartFresh puts them aside. Default Resume.",
+    )
+
+
+class FailurePolicy(ApiModel):
+    """What happens after a failed attempt."""
+
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = Field(
+        3, description="Further attempts, each from the last verified checkpoint. Default 3."
+    )
+    backoff_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
+        10, description="Wait before the first restart; doubles each time, at most 10 minutes. Default 10."
+    )
+
+
+class Evaluation(ApiModel):
+    """Evaluation loss and perplexity on spec.data.eval."""
+
+    period_steps: Annotated[int, Field(ge=1, le=1000000)] | None = Field(
+        None, description="Every so many steps, and always at the end."
+    )
+
+
+class Export(ApiModel):
+    """The result in jobs/<name>/export."""
+
+    format: Literal["Merged", "Adapter", "Both"] = Field(
+        "Merged", description="With LoRA: the merged model, the adapter alone, or both. Default Merged."
+    )
+
+
+# --------------------------------------------------------------------------- the object
+
+
+class Spec(ApiModel):
+    """What is wanted."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.export) || !has(self.export.format) || self.export.format == 'Merged' || "
+                "(has(self.training) && has(self.training.method) && self.training.method == 'LoRA')",
+                "spec.export.format Adapter and Both need spec.training.method: LoRA",
+            ),
+            (
+                "!has(self.evaluation) || !has(self.evaluation.periodSteps) || has(self.data.eval)",
+                "spec.evaluation.periodSteps needs held-out rows: set spec.data.eval",
+            ),
+        )
+    )
+    suspend: bool = Field(False, description="true = save a checkpoint and release the pods; false goes on.")
+    model: Model = Field(description="The base model.")
+    data: Data = Field(description="The data.")
+    training: Training = Field(default_factory=Training, description="Hyper-parameters.")
+    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="The parallel strategy.")
+    workers: Workers = Field(default_factory=Workers, description="The pods that train.")
+    prepare: Prepare = Field(default_factory=Prepare, description="The pod that prepares.")
+    workspace: Workspace = Field(description="The shared volume.")
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="Saving the state.")
+    failure_policy: FailurePolicy = Field(default_factory=FailurePolicy, description="Restarts.")
+    evaluation: Evaluation = Field(default_factory=Evaluation, description="Measuring on held-out rows.")
+    export: Export = Field(default_factory=Export, description="The result.")
+
+
+def _unchanged_once_started(field: str) -> tuple[str, str]:
+    new, old = f"self.spec.{field}", f"oldSelf.spec.{field}"
+    return (
+        "!has(oldSelf.status) || !has(oldSelf.status.startTime) || "
+        f"(has({new}) == has({old}) && (!has({new}) || {new} == {old}))",
+        f"spec.{field} cannot change once the job has started: create a new job under another name",
+    )
+
+
+class SFTJob(ApiModel):
+    """Supervised fine-tuning of a chat model."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.metadata.name.size() <= 45 && "
+                "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+                "metadata.name: at most 45 characters, lower-case letters, digits and -, starting with a "
+                "letter (it becomes part of host names)",
+            ),
+            *[
+                _unchanged_once_started(field)
+                for field in ("model", "data", "training", "deepspeed", "workspace")
+            ],
+        )
+    )
+    api_version: Literal["sftjob.dev/v1alpha1"] = "sftjob.dev/v1alpha1"
+    kind: Literal["SFTJob"] = "SFTJob"
+    metadata: dict[str, Any]
+    spec: Spec
+    status: Status = Field(default_factory=Status)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_status(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("status") is None:
+            return {key: item for key, item in value.items() if key != "status"}
+        return value
+
+    @property
+    def name(self) -> str:
+        """metadata.name."""
+        return str(self.metadata["name"])
+
+    @property
+    def namespace(self) -> str:
+        """metadata.namespace."""
+        return str(self.metadata.get("namespace", "default"))
+
+    @property
+    def uid(self) -> str:
+        """metadata.uid; empty for an object that was never stored."""
+        return str(self.metadata.get("uid", ""))
+
+    @property
+    def generation(self) -> int:
+        """metadata.generation."""
+        return int(self.metadata.get("generation", 1))
