@@ -1,0 +1,30 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+# Ranks are many and cores are few.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """looptime asks for "the" event loop in synchronous tests too, and nobody would close the one made for it."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    config.add_cleanup(loop.close)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: an error in a pure function shows in seconds, not after the cluster is up."""
+
+    def cost(item: pytest.Item) -> int:
+        names = {mark.name for mark in item.iter_markers()}
+        return 3 if "cluster" in names else 2 if "model" in names else 1 if "processes" in names else 0
+
+    items.sort(key=cost)

@@ -1,0 +1,130 @@
+"""One process of a gang computes two optimizer steps in every combination asked for; see test_gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gang
+from sft_trainer import engine as engines
+from sft_trainer import loop, model
+from sft_trainer.assemble import training_plan
+from sft_trainer.batches import MicroBatch
+from sft_trainer.collate import IGNORED, collate
+from sft_trainer.config import TrainConfig
+from sft_trainer.data.cache import TokenCache
+from sft_trainer.distributed import World
+
+
+def two_steps(world: World, volume: str, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Gradient norm and loss of the last full and of the partial window, for each cell."""
+    engines.prepare("cpu")
+    results = []
+    for cell in cells:
+        changes = {
+            "deepspeed__zeroStage": cell["stage"],
+            "training__gradientAccumulationSteps": cell["accumulation"],
+            "training__microBatchSize": cell["micro"],
+            "deepspeed__activationCheckpointing": cell.get("checkpointing", "None"),
+        }
+        job = gang.Job(Path(volume), ranks=world.size, changes=SETTINGS | changes)
+        config = TrainConfig.model_validate(job.config())
+        parts = _parts(config, world, Path(volume), packed=cell["packed"])
+        norms, losses, empty = [], [], False
+        for step in STEPS:
+            empty |= _has_empty_batch(parts, step)
+            own = loop.optimizer_step(parts, step, 1e-3)
+            total, count = world.sum([own.loss_sum, own.supervised])
+            norms.append(own.norm)
+            losses.append(total / count)
+        results.append({**cell, "ranks": world.size, "norms": norms, "losses": losses, "empty": empty})
+        parts.engine.destroy()
+    return results
+
+
+def _has_empty_batch(parts: loop.Parts, step: int) -> bool:
+    """Whether some rank has a micro-batch with rows, but without a supervised token."""
+    rows = parts.rows
+    return any(
+        micro.packs and not any(rows.row(row)[1][1:].any() for pack in micro.packs for row in pack)
+        for rank in range(parts.world.size)
+        for micro in parts.plan.micro_batches(step, rank)
+    )
+
+
+SETTINGS = {
+    "training__globalBatchSize": 8,
+    "training__maxSteps": None,
+    "training__epochs": 1,
+    "training__maxGradNorm": 0.5,
+    "training__optimizer": {"type": "AdamW", "betas": [0.9, 0.98], "eps": 1e-3, "weightDecay": 0.0},
+}
+STEPS = (0, 1)  # 8 packs, then what is left of 11
+
+
+def _parts(config: TrainConfig, world: World, volume: Path, *, packed: bool) -> Any:
+    rows = TokenCache(volume / config.data.cache).train
+    settings = engines.deepspeed_config(config, "fp32")
+    network = model.load(
+        volume / config.model.directory,
+        dtype=torch.float32,
+        adapters=None,
+        activation_checkpointing=config.deepspeed.activation_checkpointing == "Full",
+        zero3=settings if config.deepspeed.zero_stage == 3 and world.size > 1 else None,
+        seed=0,
+    )
+    engine = engines.initialize(network, config, settings)
+    plan = training_plan(config, rows.lengths, packed=packed)
+    assert plan.total_steps == len(STEPS)
+    return loop.Parts(
+        config=config,
+        world=world,
+        engine=engine,
+        rows=rows,
+        plan=plan,
+        held_out=None,
+        store=None,  # type: ignore[arg-type]
+        reporter=None,  # type: ignore[arg-type]
+        stop=None,  # type: ignore[arg-type]
+        precision="fp32",
+        checkpoint_bytes=0,
+    )
+
+
+def reference(volume: Path) -> dict[str, list[float]]:
+    """The same two steps in one process with plain torch: every row alone, one full batch, no DeepSpeed."""
+    config = TrainConfig.model_validate(gang.Job(volume, ranks=1, changes=SETTINGS).config())
+    rows = TokenCache(volume / config.data.cache).train
+    network = model.load(
+        volume / config.model.directory,
+        dtype=torch.float32,
+        adapters=None,
+        activation_checkpointing=False,
+        zero3=None,
+        seed=0,
+    )
+    chosen = config.training.optimizer
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=1e-3, betas=chosen.betas, eps=chosen.eps, weight_decay=0.0
+    )
+    plan = training_plan(config, rows.lengths, packed=True)
+    norms, losses = [], []
+    for step in STEPS:
+        total, count = torch.zeros(()), 0
+        for row in (row for pack in plan.sequences(step) for row in pack):
+            batch = collate(MicroBatch([[row]]), rows, torch.device("cpu"), packed=False)
+            logits = network(input_ids=batch.input_ids, use_cache=False).logits[0]
+            total = total + torch.nn.functional.cross_entropy(
+                logits, batch.targets[0], ignore_index=IGNORED, reduction="sum"
+            )
+            count += batch.supervised
+        optimizer.zero_grad()
+        (total / count).backward()
+        norms.append(
+            float(torch.nn.utils.clip_grad_norm_(network.parameters(), config.training.max_grad_norm))
+        )
+        losses.append(float(total.detach()) / count)
+        optimizer.step()
+    return {"norms": norms, "losses": losses}

@@ -1,0 +1,120 @@
+"""Every row is trained on once per epoch, by exactly one rank, whatever the shape of the gang."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft_trainer.batches import Plan, balance, by_budget, one_row_each
+from sft_trainer.data.packing import pack
+
+
+def plan(lengths: list[int], **changes: Any) -> Plan:
+    chosen: dict[str, Any] = {
+        "lengths": np.array(lengths),
+        "max_length": 64,
+        "packer": pack,
+        "global_batch": 8,
+        "micro_batch": 2,
+        "world_size": 2,
+        "seed": 3,
+        "epochs": 2,
+    }
+    return Plan(**(chosen | changes))
+
+
+def rows_of(plan: Plan, steps: range) -> Counter[int]:
+    return Counter(
+        row
+        for step in steps
+        for rank in range(plan.world_size)
+        for micro in plan.micro_batches(step, rank)
+        for sequence in micro.packs
+        for row in sequence
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 64), min_size=1, max_size=80),
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.integers(1, 3),
+    st.sampled_from(["packed", "unpacked", "rows"]),
+)
+def test_every_row_comes_once_per_epoch(
+    lengths: list[int], ranks: int, batch: int, micro: int, mode: str
+) -> None:
+    chosen = plan(
+        lengths,
+        world_size=ranks,
+        global_batch=batch,
+        micro_batch=micro,
+        packed=mode == "packed",
+        packer=one_row_each if mode == "rows" else pack,
+    )
+    for epoch in range(2):
+        first = epoch * chosen.steps_per_epoch
+        assert rows_of(chosen, range(first, first + chosen.steps_per_epoch)) == Counter(range(len(lengths)))
+    assert chosen.total_steps == 2 * chosen.steps_per_epoch
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=80), st.integers(1, 5), st.booleans())
+def test_all_ranks_have_equally_many_micro_batches(lengths: list[int], ranks: int, packed: bool) -> None:
+    chosen = plan(lengths, world_size=ranks, packed=packed)
+    for step in range(chosen.total_steps):
+        assert len({len(chosen.micro_batches(step, rank)) for rank in range(ranks)}) == 1
+
+
+def test_the_last_batch_of_an_epoch_is_a_step_with_fewer_sequences() -> None:
+    chosen = plan([64] * 11, global_batch=4)
+    assert [len(chosen.sequences(step)) for step in range(chosen.total_steps)] == [4, 4, 3, 4, 4, 3]
+    assert [chosen.consumed(step) for step in range(7)] == [0, 4, 8, 11, 15, 19, 22]
+
+
+def test_a_rank_with_nothing_to_do_gets_an_empty_micro_batch() -> None:
+    chosen = plan([64] * 5, global_batch=4, world_size=2, micro_batch=2)
+    assert [len(batch.packs) for batch in chosen.micro_batches(1, 1)] == [0]
+
+
+def test_the_plan_depends_on_the_seed_and_the_step_only() -> None:
+    lengths = list(range(1, 60))
+    fresh, used = plan(lengths), plan(lengths)
+    for step in reversed(range(used.total_steps)):
+        used.micro_batches(step, 0)
+    assert fresh.micro_batches(3, 1) == used.micro_batches(3, 1)
+    assert fresh.sequences(0) != plan(lengths, seed=4).sequences(0)
+    assert fresh.sequences(0) != fresh.sequences(fresh.steps_per_epoch)
+
+
+def test_ranks_get_about_as_many_tokens() -> None:
+    lengths = np.array([100, 90, 80, 10, 10, 10])
+    shares = balance([[row] for row in range(6)], lengths, 2)
+    loads = [sum(int(lengths[row]) for sequence in share for row in sequence) for share in shares]
+    assert sorted(loads) == [120, 180] or max(loads) - min(loads) <= 100
+    assert [len(share) for share in shares] == [3, 3]
+
+
+def test_groups_of_rows_stay_within_their_budget_with_padding() -> None:
+    lengths = np.array([60, 5, 30, 8, 8, 64, 1])
+    groups = by_budget(range(7), lengths, 64)
+    assert all(len(group) * max(lengths[row] for row in group) <= 64 for group in groups)
+    assert sorted(row for group in groups for row in group) == list(range(7))
+
+
+def test_max_steps_go_on_over_as_many_epochs_as_it_takes() -> None:
+    chosen = plan([64] * 4, global_batch=4, epochs=None, max_steps=5)
+    assert (chosen.total_steps, chosen.steps_per_epoch) == (5, 1)
+    assert len(chosen.sequences(4)) == 4
+
+
+def test_a_packer_whose_epochs_differ_in_size_is_refused() -> None:
+    def uneven(lengths: object, max_length: int, seed: int, epoch: int) -> list[list[int]]:
+        return [[0]] * (epoch + 1)
+
+    with pytest.raises(ValueError, match="epoch 1 has 2 sequences and epoch 0 1"):
+        plan([1], packer=uneven, global_batch=1).sequences(1)

@@ -1,0 +1,271 @@
+"""What makes a directory a checkpoint, who may write one, and which are kept. No processes."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sft_trainer.checkpoint import commit, fence, manifest, owner, resume, state, verify
+from sft_trainer.checkpoint.commit import prune, require_space
+from sft_trainer.checkpoint.fence import Fence
+from sft_trainer.checkpoint.manifest import Manifest, files_of_rank
+from sft_trainer.checkpoint.owner import Action, Owner
+from sft_trainer.checkpoint.state import TrainerState
+from sft_trainer.errors import Fenced, UserError, VolumeFull
+from sft_trainer.layout import JobFolder
+
+
+def trainer_state(step: int) -> TrainerState:
+    return TrainerState(
+        step=step,
+        total_steps=10,
+        epoch=0.5,
+        consumed_sequences=step * 4,
+        seed=1,
+        uid="u",
+        identity="i",
+        attempt=1,
+        run_id="r",
+        world_size=2,
+        zero_stage=2,
+        precision="fp32",
+        packed=True,
+        learning_rate=1e-3,
+        loss=1.5,
+        time="2026-01-01T00:00:00Z",
+    )
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    """A committed checkpoint with one file of three megabytes."""
+    directory = folder / f"step-{step}"
+    (directory / "engine").mkdir(parents=True)
+    (directory / "engine" / "model.pt").write_bytes(bytes(range(256)) * 12288)
+    (directory / state.STATE).write_text(trainer_state(step).to_json())
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    listing = Manifest(files=[manifest.entry(directory, path) for path in files])
+    (directory / manifest.MANIFEST).write_text(listing.to_json())
+    return directory
+
+
+# --------------------------------------------------------------------------- manifest
+
+
+def test_a_checkpoint_as_written_has_no_problem(tmp_path: Path) -> None:
+    assert manifest.problem(checkpoint(tmp_path, 1), every_byte=True) is None
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_cut, "bytes instead of 3145728"),
+        (lambda path: _flip(path, 0), "has changed"),
+        (lambda path: _flip(path, -1), "has changed"),
+        (Path.unlink, "cannot be read"),
+        (lambda path: (path.parent.parent / manifest.MANIFEST).write_text("{"), "no readable manifest"),
+    ],
+    ids=["cut", "first byte", "last byte", "missing", "manifest cut"],
+)
+def test_damage_is_found_at_resume(damage: object, words: str, tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path, 1)
+    damage(directory / "engine" / "model.pt")  # type: ignore[operator]
+    assert words in str(manifest.problem(directory))
+
+
+def test_verify_on_demand_compares_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "_BLOCK", 16)
+    directory = checkpoint(tmp_path, 1)
+    _flip(directory / "engine" / "model.pt", 1_234_567)  # between two sampled blocks
+    assert manifest.problem(directory) is None
+    assert verify.main([str(directory)]) == 1
+    assert verify.main([str(checkpoint(tmp_path, 2))]) == 0
+
+
+def test_every_file_is_hashed_by_exactly_one_rank() -> None:
+    names = ["trainer_state.json", "engine/mp_rank_00_model_states.pt", "rng-0.pt", "rng-1.pt", "rng-10.pt"]
+    names += [f"engine/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(11)]
+    shares = [files_of_rank(names, rank, 11) for rank in range(11)]
+    assert sorted(name for share in shares for name in share) == sorted(names)
+    assert shares[1] == ["rng-1.pt", "engine/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"]
+
+
+# --------------------------------------------------------------------------- which one is resumed
+
+
+def test_the_newest_whole_checkpoint_is_resumed(tmp_path: Path) -> None:
+    for step in (9, 10, 100):
+        checkpoint(tmp_path, step)
+    found = resume.newest_whole(tmp_path)
+    assert found is not None
+    assert found.state.step == 100
+
+
+def test_broken_checkpoints_are_passed_over_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint(tmp_path, 10)
+    _cut(checkpoint(tmp_path, 20) / "engine" / "model.pt")
+    (checkpoint(tmp_path, 30) / state.STATE).unlink()
+    found = resume.newest_whole(tmp_path)
+    assert found is not None
+    assert found.state.step == 10
+    assert "step-20 is not used: engine/model.pt has 3145727 bytes" in caplog.text
+    assert commit.steps(tmp_path) == [10]
+    assert len(list(tmp_path.glob("broken-step-*"))) == 2
+
+
+def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
+    assert resume.newest_whole(tmp_path / "missing") is None
+
+
+def test_what_a_dying_save_left_is_removed(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 10)
+    shutil.copytree(tmp_path / "step-10", tmp_path / f"{commit.STAGING}abc-step-20")
+    resume.remove_staged(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-10"]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [30, 20]), (9, [30, 20, 10]), (0, [30])])
+def test_the_newest_checkpoints_are_kept(keep: int, left: list[int], tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        checkpoint(tmp_path, step)
+    prune(tmp_path, keep)
+    assert commit.steps(tmp_path) == left
+    assert not list(tmp_path.glob(".*"))
+
+
+# --------------------------------------------------------------------------- space
+
+
+def test_a_full_volume_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_500_000_000))
+    require_space(tmp_path, 1_400_000_000, "a checkpoint")
+    with pytest.raises(
+        VolumeFull, match=r"a checkpoint needs 1\.9 GiB and 1\.4 GiB are free on the workspace"
+    ):
+        require_space(tmp_path, 2_000_000_000, "a checkpoint")
+
+
+@pytest.mark.parametrize(("free", "expected"), [(1000, VolumeFull), (10**9, RuntimeError)])
+def test_torchs_words_for_a_full_volume_are_understood(
+    free: int, expected: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(expected), commit.naming_a_full_volume(tmp_path):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+
+# --------------------------------------------------------------------------- fence
+
+
+def run_of(attempt: int, run_id: str = "mine", uid: str = "uid") -> Fence:
+    return Fence(uid=uid, attempt=attempt, started="2026-01-01T00:00:00Z", run_id=run_id)
+
+
+@pytest.mark.parametrize(
+    ("standing", "claims"),
+    [
+        (None, True),
+        (run_of(1, "older"), True),
+        (run_of(2, "same attempt"), True),
+        (run_of(3, "newer"), False),
+        (run_of(3, "another job", uid="deleted"), True),
+    ],
+    ids=["nothing there", "older attempt", "same attempt", "newer attempt", "another job's"],
+)
+def test_the_last_one_started_owns_the_volume(standing: Fence | None, claims: bool, tmp_path: Path) -> None:
+    path, mine = tmp_path / "job" / "fence.json", run_of(2)
+    if standing:
+        fence.claim(path, standing)
+    if claims:
+        fence.claim(path, mine)
+        fence.check(path, mine)
+    else:
+        with pytest.raises(Fenced, match="attempt 3 started at 2026"):
+            fence.claim(path, mine)
+        assert fence.read(path) == standing
+
+
+def test_a_run_whose_fence_was_replaced_commits_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "fence.json"
+    fence.claim(path, run_of(1, "first"))
+    fence.claim(path, run_of(1, "second"))
+    with pytest.raises(Fenced, match="this run of attempt 1 commits nothing more"):
+        fence.check(path, run_of(1, "first"))
+    path.unlink()
+    with pytest.raises(Fenced, match="no run owns the volume"):
+        fence.check(path, run_of(1, "second"))
+
+
+# --------------------------------------------------------------------------- owner
+
+MINE = Owner(uid="u2", identity="i2")
+CASES = [
+    # standing owner, work there, onExisting -> action or reason
+    (None, False, "Resume", Action.CONTINUE),
+    (None, False, "Fail", Action.CONTINUE),
+    (MINE, True, "Resume", Action.CONTINUE),
+    (MINE, True, "Fail", Action.CONTINUE),
+    (MINE, True, "StartFresh", Action.CONTINUE),
+    (Owner(uid="u1", identity="i2"), True, "Resume", Action.CONTINUE),
+    (Owner(uid="u1", identity="i2"), True, "Fail", "is Fail"),
+    (Owner(uid="u1", identity="i2"), True, "StartFresh", Action.MOVE_ASIDE),
+    (Owner(uid="u1", identity="i1"), True, "Resume", "another training"),
+    (Owner(uid="u1", identity="i1"), True, "Fail", "another training"),
+    (Owner(uid="u1", identity="i1"), True, "StartFresh", Action.MOVE_ASIDE),
+    (Owner(uid="u1", identity="i1"), False, "Resume", Action.CONTINUE),
+    (Owner(uid="u2", identity="i1"), True, "Resume", "another training"),
+    (None, True, "Resume", "another training"),
+    (None, True, "StartFresh", Action.MOVE_ASIDE),
+]
+
+
+@pytest.mark.parametrize(("standing", "work", "on_existing", "expected"), CASES)
+def test_who_may_continue_what_lies_there(
+    standing: Owner | None, work: bool, on_existing: str, expected: Action | str
+) -> None:
+    def decide() -> Action:
+        return owner.decide(standing, MINE, has_work=work, on_existing=on_existing)  # type: ignore[arg-type]
+
+    if isinstance(expected, Action):
+        assert decide() is expected
+    else:
+        with pytest.raises(UserError, match=expected) as caught:
+            decide()
+        assert caught.value.reason == "CheckpointsOfAnotherJob"
+        assert "metadata.name" in caught.value.message
+        assert "StartFresh" in caught.value.message
+
+
+def test_starting_fresh_moves_the_old_work_aside_and_deletes_nothing(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    owner.take(folder, Owner(uid="uid-of-old", identity="i"), Action.CONTINUE, "t")
+    checkpoint(folder.checkpoints, 5)
+    folder.export.mkdir()
+    action = owner.judge(folder, MINE, "StartFresh")
+    owner.take(folder, MINE, action, "20260101T000000Z")
+    assert json.loads(folder.owner.read_text()) == {"uid": "u2", "identity": "i2"}
+    assert not folder.checkpoints.exists()
+    assert (tmp_path / "checkpoints.20260101T000000Z-uid-of-o" / "step-5").is_dir()
+    assert (tmp_path / "export.20260101T000000Z-uid-of-o").is_dir()
+    assert owner.judge(folder, MINE, "Resume") is Action.CONTINUE
+
+
+def test_an_export_alone_is_work_that_another_job_may_not_replace(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    owner.take(folder, Owner(uid="u1", identity="i1"), Action.CONTINUE, "t")
+    folder.export.mkdir()
+    with pytest.raises(UserError):
+        owner.judge(folder, MINE, "Resume")

@@ -1,0 +1,63 @@
+"""How ranks find each other, and what is said when one has gone."""
+
+import socket
+from contextlib import closing
+
+import pytest
+import torch.distributed as dist
+
+import gang
+from sft_trainer import distributed
+from sft_trainer.errors import Crash, Fenced, PeerLost, UserError
+
+
+def test_rank_0_listens_on_its_own_address_only_so_that_jobs_can_share_a_port() -> None:
+    one, other = gang.fresh_address(), gang.fresh_address()
+    _, first = distributed._listen(one, 29511)
+    _, second = distributed._listen(other, 29511)
+    assert first is not None
+    assert second is not None
+    with closing(socket.socket(fileno=first)) as a, closing(socket.socket(fileno=second)) as b:
+        assert (a.getsockname()[0], b.getsockname()[0]) == (one, other)
+        assert distributed._wait_for(one, 29511) == (one, None)
+
+
+def test_an_address_that_is_taken_is_named() -> None:
+    address = gang.fresh_address()
+    with (
+        closing(socket.create_server((address, 29512))),
+        pytest.raises(Crash, match=f"{address}:29512") as caught,
+    ):
+        distributed._listen(address, 29512)
+    assert caught.value.reason == "AddressUnavailable"
+
+
+def test_a_rank_that_waits_in_vain_blames_its_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "JOIN_SECONDS", -1)
+    with pytest.raises(PeerLost, match="rank 0 did not answer"):
+        distributed._wait_for(gang.fresh_address(), 29513)
+
+
+def test_loopback_addresses_are_reached_through_the_loopback_interface() -> None:
+    assert distributed.interface_towards("127.3.2.1", 29500) == "lo"
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (dist.DistBackendError("NCCL error: remote process exited"), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (Fenced("another run"), False),
+    ],
+)
+def test_the_end_of_a_peer_is_told_apart_from_our_own_failures(error: Exception, lost: bool) -> None:
+    assert (distributed.peer_lost(error) is not None) is lost
+
+
+def test_a_failure_of_rank_0_reaches_the_others_as_what_it_was() -> None:
+    error = distributed._revived(*distributed._portable(UserError("BadRow", "row 3 is broken")))
+    assert isinstance(error, UserError)
+    assert (error.reason, error.message) == ("BadRow", "row 3 is broken")
+    fenced = distributed._revived(*distributed._portable(Fenced("newer run")))
+    assert (type(fenced), fenced.reason) == (Fenced, "Fenced")

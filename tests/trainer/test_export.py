@@ -1,0 +1,112 @@
+"""The exported folder is the trained model, for everyone who loads it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import gang
+
+pytestmark = pytest.mark.processes
+
+LORA: dict[str, Any] = {
+    "training__method": "LoRA",
+    "training__learningRate": 1e-2,
+    "training__lora": {"rank": 4, "alpha": 8, "dropout": 0.1, "targetModules": ["AllLinear"]},
+}
+SHORT: dict[str, Any] = {"training__maxSteps": 4, "checkpoint__periodSteps": 2}
+
+
+def loaded(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+def differs(one: Any, other: Any) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert mine.keys() == theirs.keys()
+    return any(not torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"deepspeed__zeroStage": 3},
+        {"deepspeed__zeroStage": 3, "training__precision": "bf16"},
+        {"deepspeed__zeroStage": 2} | LORA,
+        {"deepspeed__zeroStage": 3, "deepspeed__activationCheckpointing": "Full"} | LORA,
+        {"deepspeed__zeroStage": 1, "training__precision": "bf16"} | LORA,
+    ],
+    ids=[
+        "full, ZeRO-3",
+        "full, ZeRO-3, bf16",
+        "LoRA, ZeRO-2",
+        "LoRA, ZeRO-3, recomputed",
+        "LoRA, ZeRO-1, bf16",
+    ],
+)
+def test_the_export_loads_as_an_ordinary_folder_and_has_learned(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    job = gang.Job(tmp_path / "volume", changes=SHORT | changes)
+    ended = job.run()
+    assert ended.codes == [0, 0], ended.output
+    export, base = job.folder / "export", job.volume / "models" / "tiny"
+    assert differs(loaded(export), loaded(base))
+    assert "tokenizer.json" in {path.name for path in export.iterdir()}
+    assert json.loads((export / "config.json").read_text())["use_cache"] is True
+    result = ended.outcomes[0].train  # type: ignore[union-attr]
+    assert result is not None
+    assert result.export_directory == "jobs/job/export"
+    assert result.export_bytes == sum(path.stat().st_size for path in export.rglob("*") if path.is_file())
+
+
+def test_a_lora_run_that_was_resumed_exports_the_very_same_weights(tmp_path: Path) -> None:
+    whole = gang.Job(tmp_path / "whole", changes=SHORT | LORA)
+    resumed = gang.Job(tmp_path / "resumed", changes=SHORT | LORA)
+    whole.run()
+    resumed.run()
+    newest = next((resumed.folder / "checkpoints" / "step-4").rglob("*model_states.pt"))
+    newest.unlink()
+    again = resumed.run(attempt=2)
+    assert again.outcomes[0].resumed_from_step == 2  # type: ignore[union-attr]
+    assert resumed.curve() == whole.curve()
+    names = ("export/model.safetensors",) * 1
+    for name in names:
+        one, other = load_file(whole.folder / name), load_file(resumed.folder / name)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_both_gives_the_merged_model_and_the_adapters_beside_it(tmp_path: Path) -> None:
+    import peft
+
+    job = gang.Job(tmp_path / "volume", ranks=1, changes=SHORT | LORA | {"export__format": "Both"})
+    assert job.run().codes == [0]
+    export = job.folder / "export"
+    adapted = peft.PeftModel.from_pretrained(loaded(job.volume / "models" / "tiny"), export / "adapter")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            adapted(input_ids=ids).logits, loaded(export)(input_ids=ids).logits, atol=1e-4, rtol=1e-4
+        )
+
+
+def test_adapters_alone_name_the_base_model_in_the_workspace(tmp_path: Path) -> None:
+    job = gang.Job(tmp_path / "volume", ranks=1, changes=SHORT | LORA | {"export__format": "Adapter"})
+    assert job.run().codes == [0]
+    settings = json.loads((job.folder / "export" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "models/tiny"
+    assert not (job.folder / "export" / "model.safetensors").exists()
+
+
+def test_the_chat_template_that_was_trained_with_is_the_one_exported(tmp_path: Path) -> None:
+    job = gang.Job(tmp_path / "volume", ranks=1, changes=SHORT)
+    (job.volume / "own.jinja").write_text("{{ messages[0]['content'] }}!")
+    ended = job.run(model__chatTemplate={"path": "own.jinja"})
+    assert ended.codes == [0], ended.output
+    tokenizer = transformers.AutoTokenizer.from_pretrained(job.folder / "export")
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert text == "hi!"

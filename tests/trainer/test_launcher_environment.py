@@ -1,0 +1,81 @@
+"""Our ranks see what DeepSpeed's own launcher would show them, and what we add is known by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launching import Pod
+from sft_trainer.launcher.environment import Gang, rank_environment
+from sft_trainer.launcher.hostfile import Host
+from sft_trainer.run_folder import RunFolder
+
+OURS = {"OMP_NUM_THREADS", "PYTHONFAULTHANDLER", "DS_ACCELERATOR", "PROMETHEUS_MULTIPROC_DIR"}
+DUMP = "open(f'{run}/env-{rank}.json', 'w').write(json.dumps(dict(os.environ)))\nfinish()"
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(300)
+def test_ranks_see_what_deepspeeds_launcher_would_show_them(tmp_path: Path) -> None:
+    pod = Pod(tmp_path, index=1, nodes=2, processes=2)
+    for name in OURS:
+        pod.environment.pop(name, None)
+    assert pod.ends(DUMP).exit_code == 0
+    ours = [json.loads((pod.run / f"env-{rank}.json").read_text()) for rank in (2, 3)]
+
+    script = tmp_path / "dump.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "name = 'deepspeed-' + os.environ['RANK'] + '.json'\n"
+        "open(os.path.join(sys.argv[1], name), 'w').write(json.dumps(dict(os.environ)))\n"
+    )
+    options = ["--hostfile", str(pod.config / "hostfile"), "--no_ssh", "--node_rank", "1", "--no_local_rank"]
+    options += ["--master_addr", "127.0.0.2", "--master_port", ours[0]["MASTER_PORT"]]
+    subprocess.run(
+        [sys.executable, "-m", "deepspeed.launcher.runner", *options, str(script), str(tmp_path)],
+        env={**pod.environment, "DS_ACCELERATOR": "cpu"},
+        check=True,
+        timeout=250,
+    )
+    for mine, rank in zip(ours, (2, 3), strict=True):
+        theirs = json.loads((tmp_path / f"deepspeed-{rank}.json").read_text())
+        assert without(mine, OURS) == without(theirs, OURS)
+        assert set(mine) >= OURS
+
+
+def without(environment: dict[str, str], names: set[str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name not in names}
+
+
+def environment(
+    inherited: dict[str, str], *, slots: int = 2, cpus: int = 8, accelerator: str = "cpu"
+) -> dict[str, str]:
+    gang = Gang([Host("a", slots), Host("b", slots)], 1, "10.0.0.1", 29500)
+    run = RunFolder(Path("/run/sftjob"))
+    return rank_environment(inherited, gang, 1, accelerator=accelerator, run=run, cpus=cpus)
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(8, "4"), (3, "1"), (1, "1")])
+def test_ranks_share_the_pods_cpus(cpus: int, threads: str) -> None:
+    assert environment({}, cpus=cpus)["OMP_NUM_THREADS"] == threads
+
+
+def test_what_the_user_set_wins_over_our_defaults_but_not_over_the_gang() -> None:
+    result = environment({"OMP_NUM_THREADS": "7", "RANK": "0", "NCCL_DEBUG": "WARN"})
+    assert (result["OMP_NUM_THREADS"], result["RANK"], result["NCCL_DEBUG"]) == ("7", "3", "WARN")
+
+
+def test_only_ranks_without_gpu_are_told_that_they_have_none() -> None:
+    assert environment({})["DS_ACCELERATOR"] == "cpu"
+    assert "DS_ACCELERATOR" not in environment({}, accelerator="gpu")
+
+
+def test_the_inherited_environment_is_left_as_it_was() -> None:
+    before = dict(os.environ)
+    environment(dict(os.environ))
+    assert dict(os.environ) == before

@@ -1,0 +1,142 @@
+"""What is supervised, for templates of every kind. Markers show it: «…» around what carries loss."""
+
+from __future__ import annotations
+
+import pytest
+
+import chat_templates as T
+from sft_trainer.data.formats import Conversation, Message, RowError
+from sft_trainer.data.masking import Supervision, supervise
+from sft_trainer.data.tokenizer import CHATML
+
+TALK = Conversation(
+    (
+        Message("system", "Be kind."),
+        Message("user", "hi"),
+        Message("assistant", "hello"),
+        Message("user", "你是谁？"),
+        Message("assistant", "小助手。\n\n你好。"),
+    )
+)
+
+
+def shown(supervision: Supervision) -> str:
+    text, last = "", 0
+    for start, end in supervision.spans:
+        text += f"{supervision.text[last:start]}«{supervision.text[start:end]}»"
+        last = end
+    return text + supervision.text[last:]
+
+
+def answers(supervision: Supervision) -> list[str]:
+    return [supervision.text[start:end] for start, end in supervision.spans]
+
+
+def test_chatml_supervises_answers_with_their_end_and_without_the_line_break() -> None:
+    assert shown(supervise(TALK, T.compiled(CHATML), "Assistant")) == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n"
+        "<|im_start|>user\nhi<|im_end|>\n"
+        "<|im_start|>assistant\n«hello<|im_end|>»\n"
+        "<|im_start|>user\n你是谁？<|im_end|>\n"
+        "<|im_start|>assistant\n«小助手。\n\n你好。<|im_end|>»\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (T.STRIPPING, [" hello <|im_end|>", " 小助手。\n\n你好。 <|im_end|>"]),
+        (T.SYSTEM_AT_LAST_USER, ["hello<|im_end|>", "小助手。\n\n你好。<|im_end|>"]),
+        (T.REASONING, ["hello<|im_end|>", "小助手。\n\n你好。<|im_end|>"]),
+        (T.END_ONLY_ONCE, ["hello", "小助手。\n\n你好。\n<|im_end|>"]),
+        (T.TAGGED, ["hello<|im_end|>", "小助手。\n\n你好。<|im_end|>"]),
+        (T.WRONGLY_TAGGED, ["hello<|im_end|>", "小助手。\n\n你好。<|im_end|>"]),
+    ],
+    ids=["stripping", "system-moves", "reasoning", "end-once", "tagged", "wrongly-tagged"],
+)
+def test_answers_are_found_in_templates_that_differ(source: str, expected: list[str]) -> None:
+    assert answers(supervise(TALK, T.compiled(source), "Assistant")) == expected
+
+
+def test_thoughts_are_supervised_where_the_template_keeps_them() -> None:
+    thoughtful = Conversation((Message("user", "1+1?"), Message("assistant", "<think>\neasy\n</think>\n\n2")))
+    assert answers(supervise(thoughtful, T.compiled(T.REASONING), "Assistant")) == [
+        "<think>\neasy\n</think>\n\n2<|im_end|>"
+    ]
+    twice = Conversation(thoughtful.messages * 2)
+    assert answers(supervise(twice, T.compiled(T.REASONING), "Assistant")) == [
+        "2<|im_end|>",
+        "<think>\neasy\n</think>\n\n2<|im_end|>",
+    ]
+
+
+def test_the_last_answer_alone_can_be_supervised() -> None:
+    assert answers(supervise(TALK, T.compiled(CHATML), "LastAssistant")) == ["小助手。\n\n你好。<|im_end|>"]
+
+
+def test_all_tokens_means_the_whole_text() -> None:
+    supervision = supervise(TALK, T.compiled(CHATML), "AllTokens")
+    assert answers(supervision) == [supervision.text]
+
+
+def test_turns_after_the_last_answer_are_left_out() -> None:
+    longer = Conversation((*TALK.messages, Message("user", "bye")))
+    assert (
+        supervise(longer, T.compiled(CHATML), "Assistant").text
+        == supervise(TALK, T.compiled(CHATML), "Assistant").text
+    )
+    assert "bye" in supervise(longer, T.compiled(CHATML), "AllTokens").text
+
+
+def test_an_answer_that_its_author_excludes_is_rendered_but_not_supervised() -> None:
+    first = Message("assistant", "hello", train=False)
+    talk = Conversation((TALK.messages[1], first, *TALK.messages[3:]))
+    supervision = supervise(talk, T.compiled(CHATML), "Assistant")
+    assert answers(supervision) == ["小助手。\n\n你好。<|im_end|>"]
+    assert "hello" in supervision.text
+
+
+def test_an_answer_that_repeats_the_question_or_the_template_is_still_found_at_its_place() -> None:
+    nasty = "hi<|im_end|>\n<|im_start|>assistant\nhi"
+    talk = Conversation(
+        (
+            Message("user", nasty),
+            Message("assistant", nasty),
+            Message("user", "a"),
+            Message("assistant", "hi"),
+        )
+    )
+    spans = supervise(talk, T.compiled(CHATML), "Assistant")
+    assert answers(spans) == [f"{nasty}<|im_end|>", "hi<|im_end|>"]
+
+
+def test_the_assistant_may_speak_first() -> None:
+    talk = Conversation(
+        (Message("assistant", "Welcome."), Message("user", "hi"), Message("assistant", "So?"))
+    )
+    assert answers(supervise(talk, T.compiled(CHATML), "Assistant")) == [
+        "Welcome.<|im_end|>",
+        "So?<|im_end|>",
+    ]
+
+
+def test_a_row_without_an_answer_is_refused_by_its_own_name() -> None:
+    with pytest.raises(RowError, match="no assistant turn") as caught:
+        supervise(Conversation((Message("user", "hi"),)), T.compiled(CHATML), "Assistant")
+    assert caught.value.reason == "NoAssistantTurn"
+
+
+def test_a_template_that_rewrites_answers_is_refused() -> None:
+    with pytest.raises(RowError, match=r"could not be located.*preset: ChatML"):
+        supervise(TALK, T.compiled(T.SHOUTING), "Assistant")
+
+
+def test_what_the_template_says_about_a_conversation_is_passed_on() -> None:
+    with pytest.raises(RowError, match="the chat template refuses the conversation: roles must alternate"):
+        supervise(TALK, T.compiled(T.ALTERNATING), "Assistant")
+
+
+def test_tool_calls_that_the_template_would_drop_are_refused() -> None:
+    call = Message("assistant", "", extra={"tool_calls": [{"function": {"name": "rate"}}]})
+    with pytest.raises(RowError, match="calls tools, which the chat template leaves out"):
+        supervise(Conversation((Message("user", "rate?"), call)), T.compiled(CHATML), "Assistant")

@@ -1,0 +1,441 @@
+"""Preparation as the pod runs it: facts, cache, and one clear sentence for everything that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from preparing import CHAT, Room, chat
+from sft_trainer import prepare
+from sft_trainer.config import DataFacts, Outcome
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
+    return Room(tmp_path, monkeypatch)
+
+
+def facts(outcome: Outcome) -> DataFacts:
+    assert outcome.prepare is not None, outcome.message
+    return outcome.prepare.data
+
+
+def refused(outcome: Outcome, reason: str, *words: str) -> None:
+    assert (outcome.outcome, outcome.reason, outcome.exit_code) == ("Failed", reason, 71), outcome.message
+    for word in words:
+        assert word in outcome.message
+    assert "Traceback" not in outcome.message
+
+
+# ------------------------------------------------------------------ what is right
+
+
+def test_rows_become_tokens_of_which_the_answers_are_supervised(room: Room) -> None:
+    room.write("datasets/chats.jsonl", chat("hi", "hello", "你是谁", "小助手"), CHAT)
+    outcome = room.run()
+    texts = room.texts(room.cache(outcome).train)
+    assert [supervised for _, supervised in texts] == ["hello<|im_end|>小助手<|im_end|>", "hello<|im_end|>"]
+    assert texts[1][0] == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n"
+    found = facts(outcome)
+    assert (found.rows, found.eval_rows, found.packs) == (2, 0, 1)
+    assert found.supervised_tokens == 6 + 10 + 6  # one token per byte, one for each end
+    assert outcome.message == "2 rows, 22 supervised tokens"
+
+
+def test_the_models_facts_are_reported(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    outcome = room.run()
+    assert outcome.prepare is not None
+    model = outcome.prepare.model
+    assert (model.directory, model.architecture, model.layers) == ("models/tiny", "LlamaForCausalLM", 2)
+    assert model.resolved.startswith("models/tiny@")
+
+
+def test_every_file_format_gives_the_same_tokens(room: Room) -> None:
+    rows = [CHAT, chat("a", "b")]
+    room.write("datasets/a.jsonl", *rows, "")
+    (room.workspace / "datasets" / "b.json").write_text(json.dumps(rows, indent=2))
+    (room.workspace / "datasets" / "c.json").write_text(json.dumps({"version": 1, "data": rows}))
+    (room.workspace / "datasets" / "d.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), room.workspace / "datasets" / "e.parquet")
+    (room.workspace / "datasets" / "f.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + (room.workspace / "datasets" / "a.jsonl").read_bytes()
+    )
+    outcome = room.run(train=[{"name": "all", "path": "datasets/*"}])
+    texts = room.texts(room.cache(outcome).train)
+    assert len(texts) == 12
+    assert len(set(texts)) == 2
+
+
+def test_rows_may_be_inline(room: Room) -> None:
+    lines = f"{json.dumps(CHAT)}\n\n{json.dumps(CHAT)}"
+    assert facts(room.run(train=[{"name": "0", "inline": lines}])).rows == 2
+
+
+def test_long_rows_are_cut_at_the_end_and_counted(room: Room) -> None:
+    question = "q" * 200
+    room.write("datasets/chats.jsonl", chat("hi", "x" * 300), chat(question, "never seen"), CHAT)
+    outcome = room.run()
+    found = facts(outcome)
+    assert (found.rows, found.truncated_rows, found.dropped_rows) == (2, 1, 1)
+    assert found.longest_row == len("user\n" + "assistant\n" + "\n\n") + 4 + 2 + 300
+    (text, supervised), _ = room.texts(room.cache(outcome).train)
+    assert text.endswith(supervised)
+    assert set(supervised) == {"x"}
+
+
+def test_long_rows_can_be_dropped(room: Room) -> None:
+    room.write("datasets/chats.jsonl", chat("hi", "x" * 300), CHAT)
+    found = facts(room.run(onTooLong="Drop"))
+    assert (found.rows, found.truncated_rows, found.dropped_rows) == (1, 0, 1)
+
+
+def test_invalid_rows_can_be_skipped_and_are_counted(room: Room) -> None:
+    room.write("datasets/chats.jsonl", "{oops", {"messages": []}, chat("only a question"), CHAT, "[1]")
+    found = facts(room.run(onInvalidRow="Skip"))
+    assert (found.rows, found.skipped_rows) == (1, 4)
+
+
+def test_the_loss_may_be_on_the_last_answer_or_on_everything(room: Room) -> None:
+    room.write("datasets/chats.jsonl", chat("a", "b", "c", "d"))
+    last = room.run(lossOn="LastAssistant")
+    assert room.texts(room.cache(last).train)[0][1] == "d<|im_end|>"
+    everything = room.run(lossOn="AllTokens")
+    assert facts(everything).supervised_tokens == facts(everything).tokens - 1  # nothing predicts the first
+
+
+def test_held_out_rows_keep_their_side_when_data_grows(room: Room) -> None:
+    def held_out(count: int) -> set[str]:
+        room.write("datasets/chats.jsonl", *[chat(f"question {i}", f"answer {i}") for i in range(count)])
+        outcome = room.run(eval={"splitPercent": 20})
+        found = facts(outcome)
+        assert found.rows + found.eval_rows == count
+        return {text for text, _ in room.texts(room.cache(outcome).eval)}
+
+    few, many = held_out(100), held_out(200)
+    assert 5 < len(few) < 40
+    assert few < many
+    assert len(many - few) < 40
+
+
+def test_a_small_percentage_of_few_rows_holds_out_one(room: Room) -> None:
+    room.write("datasets/chats.jsonl", *[chat(f"question {i}", f"answer {i}") for i in range(5)])
+    outcome = room.run(eval={"splitPercent": 1})
+    found = facts(outcome)
+    assert (found.rows, found.eval_rows) == (4, 1)
+    train = room.cache(outcome).train
+    assert found.tokens == train.lengths.sum()
+    assert found.supervised_tokens == sum(int(train.row(i)[1].sum()) for i in range(4))
+    (held_out,) = room.texts(room.cache(outcome).eval)
+    assert held_out not in room.texts(train)
+
+
+def test_held_out_rows_may_have_sources_of_their_own(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    room.write("datasets/eval.jsonl", chat("a", "b"), chat("c", "d"))
+    found = facts(room.run(eval={"sources": [{"name": "e", "path": "datasets/eval.jsonl"}]}))
+    assert (found.rows, found.eval_rows) == (1, 2)
+
+
+def test_without_packing_every_row_is_a_sequence(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT, CHAT, chat("hi", "hello" * 4))
+    found = facts(room.run(packing="None"))
+    assert found.packs == 3
+    assert found.fill_percent == 100 * found.tokens // (3 * found.longest_row)
+
+
+# ------------------------------------------------------------------ the cache
+
+
+def test_the_second_run_is_a_hit_and_changes_nothing(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    first = room.run()
+    entry = room.workspace / facts(first).cache
+    before = {path: path.stat().st_mtime_ns for path in entry.iterdir()}
+    assert facts(room.run()) == facts(first)
+    assert {path: path.stat().st_mtime_ns for path in entry.iterdir()} == before
+
+
+def test_a_damaged_entry_is_made_again(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    first = room.run()
+    arrow = room.workspace / facts(first).cache / "train.arrow"
+    arrow.write_bytes(arrow.read_bytes()[:-7])
+    assert facts(room.run()) == facts(first)
+    assert room.texts(room.cache(first).train)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"maxLength": 64}, {"lossOn": "LastAssistant"}, {"eval": {"splitPercent": 50}}, {"packing": "None"}],
+    ids=str,
+)
+def test_other_settings_are_another_entry(room: Room, change: dict[str, Any]) -> None:
+    room.write("datasets/chats.jsonl", *[chat(f"{i}", "x") for i in range(20)])
+    assert facts(room.run()).hash != facts(room.run(**change)).hash
+
+
+def test_other_content_template_or_tokenizer_is_another_entry(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    hashes = {facts(room.run()).hash}
+    room.write("mine.jinja", "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
+    hashes.add(facts(room.run(model={"path": "models/tiny", "chatTemplate": {"path": "mine.jinja"}})).hash)
+    room.write("datasets/chats.jsonl", CHAT, CHAT)
+    hashes.add(facts(room.run()).hash)
+    words = room.workspace / "models" / "tiny" / "tokenizer.json"
+    words.write_text(words.read_text() + " ")
+    hashes.add(facts(room.run()).hash)
+    assert len(hashes) == 4
+
+
+def test_the_same_content_under_another_name_is_the_same_entry(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    first = facts(room.run())
+    room.write("other/copy.jsonl", CHAT)
+    assert facts(room.run(train=[{"name": "copy", "path": "other/*.jsonl"}])) == first
+
+
+# ------------------------------------------------------------------ what is wrong
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "reason", "words"),
+    [
+        (
+            [CHAT, '{"messages": [}'],
+            {},
+            "InvalidRow",
+            [
+                "train[0] datasets/chats.jsonl line 2: not valid JSON (",
+                "column 15)",
+                "fix the line or set data.onInvalidRow: Skip",
+            ],
+        ),
+        ([CHAT, {"messages": 7}], {}, "InvalidRow", ["line 2: expected a list of messages, found a number"]),
+        ([chat("hi")], {}, "NoAssistantTurn", ["train[0] datasets/chats.jsonl line 1: no assistant turn"]),
+        ([], {}, "EmptyData", ["data.train[0]: datasets/chats.jsonl holds no rows"]),
+        (["", ""], {}, "EmptyData", ["holds no rows"]),
+        (
+            ["{", "["],
+            {"onInvalidRow": "Skip"},
+            "EmptyData",
+            ["all 2 rows are invalid", "line 1: not valid JSON"],
+        ),
+        (
+            [{"text": "x"}],
+            {},
+            "UnknownFormat",
+            ["data.train[0]: train[0] datasets/chats.jsonl line 1", "(text)", "prompt + chosen"],
+        ),
+        (
+            [chat("q" * 90, "a")],
+            {"maxLength": 64},
+            "NoSupervisedTokens",
+            ["of 1 rows 1 were dropped", "data.maxLength 64"],
+        ),
+        (
+            [chat("hi", "x" * 200)],
+            {"onTooLong": "Fail"},
+            "RowTooLong",
+            ["line 1: 223 tokens, data.maxLength is 128", "onTooLong"],
+        ),
+        ([CHAT], {"maxLength": 8192}, "MaxLengthTooLong", ["data.maxLength is 8192", "4096 positions"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_rows_end_with_a_sentence(
+    room: Room, rows: list[Any], settings: dict[str, Any], reason: str, words: list[str]
+) -> None:
+    room.write("datasets/chats.jsonl", *rows)
+    refused(room.run(**settings), reason, *words)
+    assert not list(room.workspace.glob(".sftjob/cache/data/*"))
+
+
+def test_wrong_columns_are_refused_by_name(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    source = {"name": "0", "path": "datasets/chats.jsonl", "columns": {"message": "messages"}}
+    refused(
+        room.run(train=[source]), "UnknownFormat", "data.train[0]: columns maps 'message'", "messages, tools"
+    )
+
+
+def test_bytes_that_are_no_text_are_named_by_line(room: Room) -> None:
+    path = room.write("datasets/chats.jsonl", CHAT)
+    path.write_bytes(path.read_bytes() + b'{"messages": "\xff"}\n')
+    refused(room.run(), "InvalidRow", "line 2: not valid UTF-8 (byte 15 of the line)")
+
+
+def test_a_broken_json_file_names_its_line(room: Room) -> None:
+    (room.workspace / "datasets" / "a.json").write_text('[\n{"messages": []},\n oops]')
+    refused(
+        room.run(train=[{"name": "0", "path": "datasets/a.json"}]), "InvalidRow", "datasets/a.json line 3"
+    )
+
+
+def test_a_broken_parquet_file_is_named(room: Room) -> None:
+    (room.workspace / "datasets" / "a.parquet").write_bytes(b"PAR1 not really")
+    refused(
+        room.run(train=[{"name": "0", "path": "datasets/a.parquet"}]),
+        "InvalidRow",
+        "not a readable Parquet file",
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (
+            "datasets/nowhere.jsonl",
+            ["datasets/nowhere.jsonl was not found", "datasets/ holds chats.jsonl, notes.txt"],
+        ),
+        ("datasets/*.parquet", ["datasets/*.parquet matches no file", "datasets/ holds"]),
+        (
+            "other/deep/x.jsonl",
+            ["other/deep/x.jsonl was not found", "the workspace holds datasets/, models/"],
+        ),
+        ("datasets", ["datasets is a directory", "datasets/*.jsonl"]),
+        ("../outside.jsonl", ["'../outside.jsonl' leaves the workspace"]),
+        ("/etc/*.conf", ["'/etc/*.conf' leaves the workspace"]),
+        ("link.jsonl", ["'link.jsonl' leaves the workspace"]),
+    ],
+)
+def test_missing_data_is_named_with_what_is_there(room: Room, path: str, words: list[str]) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    room.write("datasets/notes.txt", "x")
+    if path == "link.jsonl":
+        (room.workspace / path).symlink_to("/etc/passwd")
+    refused(room.run(train=[{"name": "0", "path": path}]), "DataNotFound", "data.train[0].path", *words)
+
+
+def test_a_file_of_another_kind_is_refused(room: Room) -> None:
+    room.write("datasets/table.csv", "a,b")
+    refused(
+        room.run(train=[{"name": "0", "path": "datasets/*.csv"}]),
+        "UnknownFormat",
+        "table.csv is not a .jsonl",
+    )
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason", "words"),
+    [
+        ("tokenizer.json", "TokenizerMissing", "models/tiny has no tokenizer"),
+        ("config.json", "ModelNotFound", "models/tiny holds no config.json"),
+        ("model.safetensors", "WeightsMissing", "models/tiny has no weights"),
+    ],
+)
+def test_an_incomplete_model_folder_is_refused(room: Room, lost: str, reason: str, words: str) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    (room.workspace / "models" / "tiny" / lost).unlink()
+    refused(room.run(), reason, words)
+
+
+def test_a_missing_model_is_named_with_what_is_there(room: Room) -> None:
+    refused(
+        room.run(model={"path": "models/nowhere"}),
+        "ModelNotFound",
+        "models/nowhere was not found",
+        "holds tiny",
+    )
+    refused(room.run(model={"path": "../models"}), "ModelNotFound", "leaves the workspace")
+    room.write("models/notes.txt", "x")
+    refused(
+        room.run(model={"path": "models/notes.txt"}), "ModelNotFound", "neither a folder nor a .gguf file"
+    )
+    room.write("models/fake.gguf", "x")
+    refused(room.run(model={"path": "models/fake.gguf"}), "InvalidModel", "fake.gguf is not a GGUF file")
+
+
+def test_a_tokenizer_of_another_model_is_refused(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    config = room.workspace / "models" / "tiny" / "config.json"
+    config.write_text(config.read_text().replace('"vocab_size": 258', '"vocab_size": 200'))
+    refused(room.run(), "TokenizerMismatch", "outside the model's vocabulary of 200")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"schemaVersion": 2}', "schemaVersion 2, this trainer knows 1"),
+        ('{"schemaVersion": 1}', "prepare.json: job: Field required"),
+        ("{", "prepare.json cannot be read"),
+        ("[]", "schemaVersion None"),
+    ],
+)
+def test_a_configuration_of_another_version_says_so(room: Room, text: str, words: str) -> None:
+    (room.config / "prepare.json").write_text(text)
+    refused(room.main(), "InvalidConfig", words)
+
+
+def test_a_full_volume_has_its_own_exit_code(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is made full where our code touches it last: the system call."""
+    room.write("datasets/chats.jsonl", CHAT)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    outcome = room.run()
+    assert (outcome.reason, outcome.exit_code) == ("VolumeFull", 72)
+    assert "free space or enlarge the claim" in outcome.message
+    assert not list(room.workspace.glob(".sftjob/cache/data/*"))
+
+
+def test_sigterm_ends_as_interrupted_and_leaves_no_half_entry(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    fsync = os.fsync
+
+    def interrupted(handle: int) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        fsync(handle)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(os, "fsync", interrupted)
+    outcome = room.run()
+    assert (outcome.reason, outcome.exit_code) == ("Interrupted", 74)
+    assert not list(room.workspace.glob(".sftjob/cache/data/.*"))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_prepared_folder_is_prepared_without_torch(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    room.run()
+    script = (
+        "import sys; from sft_trainer import prepare; code = prepare.main(); "
+        "sys.exit(code or any(name in sys.modules for name in ('torch', 'transformers', 'huggingface_hub')))"
+    )
+    paths = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_two_preparations_of_the_same_data_may_run_at_once(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    room.run()
+    config = prepare.read_config(room.config / "prepare.json")
+    room.write("datasets/chats.jsonl", CHAT, CHAT)
+    results: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(prepare.prepare(config, room.workspace)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 3
+    assert len({result.data.hash for result in results}) == 1

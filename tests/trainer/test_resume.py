@@ -1,0 +1,119 @@
+"""A run that was killed twice, in a step and in a save, ends with the very curve of one that was not."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+import gang
+
+pytestmark = pytest.mark.processes
+
+CELLS = [(precision, stage) for stage in (1, 2, 3) for precision in ("fp32", "bf16")]
+
+
+def job(volume: Path, precision: str, stage: int) -> gang.Job:
+    return gang.Job(volume, changes={"training__precision": precision, "deepspeed__zeroStage": stage})
+
+
+@pytest.mark.parametrize(("precision", "stage"), CELLS)
+def test_the_loss_after_kill_9_and_resume_is_bit_equal(precision: str, stage: int, tmp_path: Path) -> None:
+    whole, killed = job(tmp_path / "whole", precision, stage), job(tmp_path / "killed", precision, stage)
+    assert whole.run().codes == [0, 0]
+
+    with killed.start() as run:
+        run.ranks.until("step 4/8")
+        run.ranks.send(signal.SIGKILL)
+        assert run.end().codes == [-9, -9]
+    with killed.start() as run:
+        run.ranks.until("step 5/8")
+        checkpoints = killed.folder / "checkpoints"
+        run.ranks.until_there(lambda: any(checkpoints.glob(".staging-*/engine/*")))
+        run.ranks.send(signal.SIGKILL)
+        run.end()
+    assert any(checkpoints.glob(".staging-*")), "it was not killed inside a save"
+    assert not (checkpoints / "step-6").exists()
+    ended = killed.run(attempt=2)
+
+    assert ended.codes == [0, 0]
+    assert "left by a run that ended while saving" in ended.output
+    assert ended.outcomes[0] is not None
+    assert ended.outcomes[0].resumed_from_step == 3
+    assert killed.curve() == whole.curve()
+    assert not list(checkpoints.glob(".staging-*"))
+
+
+def test_sigterm_to_one_rank_saves_and_stops_all_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    changes = {"checkpoint__periodSteps": None, "training__maxSteps": 30}
+    stopped, whole = (
+        gang.Job(tmp_path / "stopped", changes=changes),
+        gang.Job(tmp_path / "whole", changes=changes),
+    )
+    with stopped.start() as run:
+        run.ranks.until("step 2/30")
+        run.ranks.send(signal.SIGTERM, [1])
+        ended = run.end()
+    assert ended.codes == [74, 74]
+    step = ended.outcomes[0].last_verified_step  # type: ignore[union-attr]
+    assert step is not None
+    assert step == ended.outcomes[1].last_step  # type: ignore[union-attr]
+    again = stopped.run()
+    assert again.outcomes[0].resumed_from_step == step  # type: ignore[union-attr]
+    whole.run()
+    assert stopped.curve() == whole.curve()
+
+
+def test_a_finished_training_that_starts_again_only_exports(tmp_path: Path) -> None:
+    job = gang.Job(tmp_path / "volume")
+    first, again = job.run(), job.run(attempt=2)
+    assert again.codes == [0, 0]
+    assert "step 1/8" not in again.output
+    assert again.outcomes[0].train == first.outcomes[0].train  # type: ignore[union-attr]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path: Path) -> None:
+    job = gang.Job(tmp_path / "volume")
+    job.run()
+    whole = job.curve()
+    damaged = next((job.folder / "checkpoints" / "step-8").rglob("*optim_states.pt"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    ended = job.run(attempt=2)
+    assert ended.codes == [0, 0]
+    assert "checkpoint step-8 is not used" in ended.output
+    assert ended.outcomes[0].resumed_from_step == 6  # type: ignore[union-attr]
+    assert job.curve() == whole
+
+
+def test_another_number_of_ranks_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    gang.Job(tmp_path / "volume").run()
+    ended = gang.Job(tmp_path / "volume", ranks=1).run(attempt=2)
+    assert ended.codes == [71]
+    assert ended.outcomes[0] is not None
+    assert ended.outcomes[0].reason == "WorldSizeChanged"
+    assert "saved by 2 ranks and this run has 1" in ended.outcomes[0].message
+
+
+def test_other_data_under_the_same_name_never_continues_the_old_weights(tmp_path: Path) -> None:
+    job = gang.Job(tmp_path / "volume", ranks=1)
+    other = {"job__uid": "uid-2", "identity": "identity-2"}
+    job.run()
+    refused = job.run(**other)
+    assert refused.codes == [71]
+    assert refused.outcomes[0].reason == "CheckpointsOfAnotherJob"  # type: ignore[union-attr]
+    fresh = job.run(**other, checkpoint__onExisting="StartFresh")
+    assert fresh.codes == [0]
+    assert fresh.outcomes[0].resumed_from_step is None  # type: ignore[union-attr]
+    kept = {path.name.split(".")[0] for path in job.folder.iterdir() if path.name.endswith("-uid-1")}
+    assert kept == {"checkpoints", "export", "report"}
+
+
+def test_a_newer_attempt_keeps_an_old_run_from_committing(tmp_path: Path) -> None:
+    job = gang.Job(tmp_path / "volume", changes={"training__maxSteps": 40, "checkpoint__periodSteps": 20})
+    with job.start() as run:
+        run.ranks.until("step 1/40")
+        newer = '{"uid": "uid-1", "attempt": 2, "started": "2030-01-01T00:00:00Z", "runId": "newer"}'
+        (job.folder / "fence.json").write_text(newer)
+        ended = run.end()
+    assert ended.codes == [75, 75]
+    assert not list((job.folder / "checkpoints").glob("step-*"))
+    assert job.run().codes == [75, 75]

@@ -1,0 +1,129 @@
+"""The token cache: what is written is what is read, and a damaged entry is never used."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sft_trainer.data import cache
+from sft_trainer.data.tokenise import Tokens
+
+
+def rows(count: int) -> list[Tokens]:
+    random = np.random.default_rng(count)
+    return [
+        Tokens(random.integers(0, 50_000, size).tolist(), ((1, 2), (3, int(size))) if size > 3 else ())
+        for size in random.integers(1, 60, count)
+    ]
+
+
+def write(entry: Path, train: list[Tokens], held_out: list[Tokens] | None = None) -> None:
+    with cache.staging(entry) as directory:
+        writer = cache.Writer(directory)
+        for split, tokens in (("train", train), ("eval", held_out or [])):
+            for row in tokens:
+                writer.add(split, row)
+        writer.close()
+        cache.commit(directory, entry, {"data": {"rows": len(train)}}, ["train.arrow", "eval.arrow"])
+
+
+def test_rows_come_back_as_they_were_written_over_many_batches(tmp_path: Path) -> None:
+    train, held_out = rows(2500), rows(3)
+    write(tmp_path / "c", train, held_out)
+    read = cache.TokenCache(tmp_path / "c")
+    assert read.train.lengths.tolist() == [len(row.ids) for row in train]
+    for index in (0, 1023, 1024, 2499):
+        ids, mask = read.train.row(index)
+        assert ids.dtype == np.int32
+        assert ids.tolist() == train[index].ids
+        assert mask.sum() == train[index].supervised
+        assert all(mask[start:end].all() for start, end in train[index].spans)
+    assert [read.eval.row(i)[0].tolist() for i in range(3)] == [row.ids for row in held_out]
+
+
+def test_a_split_may_be_empty(tmp_path: Path) -> None:
+    write(tmp_path / "c", rows(2))
+    read = cache.TokenCache(tmp_path / "c").eval
+    assert len(read) == 0
+    assert read.lengths.dtype == np.int64
+    with pytest.raises(IndexError):
+        read.row(0)
+
+
+def test_an_intact_entry_is_found_with_its_facts(tmp_path: Path) -> None:
+    write(tmp_path / "c", rows(5))
+    found = cache.lookup(tmp_path / "c")
+    assert found is not None
+    assert found["data"] == {"rows": 5}
+    assert cache.lookup(tmp_path / "other") is None
+
+
+@pytest.mark.parametrize("harm", ["truncated", "altered", "missing", "no facts", "facts cut"])
+def test_a_damaged_entry_is_removed(tmp_path: Path, harm: str) -> None:
+    entry = tmp_path / "c"
+    write(entry, rows(5))
+    data = (entry / "train.arrow").read_bytes()
+    if harm == "truncated":
+        (entry / "train.arrow").write_bytes(data[:-1])
+    elif harm == "altered":
+        (entry / "train.arrow").write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    elif harm == "missing":
+        (entry / "eval.arrow").unlink()
+    elif harm == "no facts":
+        (entry / "facts.json").unlink()
+    else:
+        (entry / "facts.json").write_text('{"files": ')
+    assert cache.lookup(entry) is None
+    assert not entry.exists()
+
+
+def test_writers_at_the_same_time_leave_one_intact_entry_and_nothing_else(tmp_path: Path) -> None:
+    barrier = threading.Barrier(4)
+
+    def writer() -> None:
+        barrier.wait()
+        write(tmp_path / "c", rows(50))
+
+    threads = [threading.Thread(target=writer) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cache.lookup(tmp_path / "c") is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        with cache.staging(tmp_path / "c") as directory:
+            (directory / "train.arrow").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_row_can_be_moved_to_the_held_out_ones(tmp_path: Path) -> None:
+    train = rows(4)
+    write(tmp_path / "c", train)
+    cache.move_to_eval(tmp_path / "c", 1)
+    read = cache.TokenCache(tmp_path / "c")
+    assert [read.train.row(i)[0].tolist() for i in range(3)] == [train[i].ids for i in (0, 2, 3)]
+    ids, mask = read.eval.row(0)
+    assert ids.tolist() == train[1].ids
+    assert mask.sum() == train[1].supervised
+
+
+def test_the_key_tells_parts_apart(tmp_path: Path) -> None:
+    assert cache.key([b"ab", b"c"]) != cache.key([b"a", b"bc"])
+    assert cache.key([b"ab"]) == cache.key([b"ab"])
+
+
+def test_facts_on_the_volume_are_readable_by_people(tmp_path: Path) -> None:
+    write(tmp_path / "c", rows(5))
+    assert json.loads((tmp_path / "c" / "facts.json").read_text())["files"]["train.arrow"]["bytes"] > 0

@@ -1,0 +1,209 @@
+"""Builds the parts of a run in order and runs them: the trainer's composition root."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sft_trainer import engine as engines
+from sft_trainer import loop, model, precision
+from sft_trainer.batches import Plan, one_row_each
+from sft_trainer.checkpoint import fence, owner, resume
+from sft_trainer.checkpoint.commit import Store
+from sft_trainer.checkpoint.fence import Fence
+from sft_trainer.checkpoint.files import write_atomically
+from sft_trainer.checkpoint.owner import Owner
+from sft_trainer.checkpoint.resume import Found
+from sft_trainer.collate import Rows
+from sft_trainer.config import Progress, TrainConfig, TrainResult
+from sft_trainer.data.cache import TokenCache
+from sft_trainer.data.packing import pack
+from sft_trainer.distributed import World, connect
+from sft_trainer.export import export
+from sft_trainer.layout import JobFolder, within, workspace
+from sft_trainer.metrics import Metrics
+from sft_trainer.outcome import now
+from sft_trainer.progress import ProgressFile
+from sft_trainer.reporting import Journal, Reporter
+from sft_trainer.run_folder import RunFolder
+from sft_trainer.selfcheck import packing_is_safe
+from sft_trainer.stopping import StopSignal
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: TrainConfig, journal: Journal) -> TrainResult:
+    """Train as `config` says, or continue; then evaluate and export. `journal` is kept up to date."""
+    stop = StopSignal()
+    volume = workspace()
+    folder = JobFolder.of(volume, config.job.name)
+    world = connect(config.topology.accelerator)
+    engines.prepare(config.topology.accelerator)
+    mine, found = world.first(lambda: take_over(config, folder))
+    journal.checkpoints = resume.facts(folder.checkpoints)[-10:]
+    parts = build(config, volume, folder, world, mine, found, stop, journal)
+    stop.defer(True)
+    loss = loop.train(parts, *((found.state.step, found.state.loss) if found else (0, None)))
+    stop.defer(False)
+    result = finish(parts, volume, loss)
+    torch.distributed.destroy_process_group()  # not after a failure: it would wait for ranks that are gone
+    return result
+
+
+def take_over(config: TrainConfig, folder: JobFolder) -> tuple[Fence, Found | None]:
+    """Rank 0 only: make the job's folder this run's, and find what to continue.
+
+    Raises:
+        UserError: the folder holds the work of another job, or of a gang of another shape.
+        Fenced: a newer attempt owns it.
+    """
+    mine = Fence(uid=config.job.uid, attempt=config.attempt, started=now(), run_id=uuid.uuid4().hex[:12])
+    me = Owner(uid=config.job.uid, identity=config.identity)
+    action = owner.judge(folder, me, config.checkpoint.on_existing)
+    fence.claim(folder.fence, mine)
+    owner.take(folder, me, action, datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"))
+    resume.remove_staged(folder.checkpoints)
+    found = resume.newest_whole(folder.checkpoints)
+    if found is not None:
+        resume.require_same_shape(found.state, config)
+    return mine, found
+
+
+def build(
+    config: TrainConfig,
+    volume: Path,
+    folder: JobFolder,
+    world: World,
+    mine: Fence,
+    found: Found | None,
+    stop: StopSignal,
+    journal: Journal,
+) -> loop.Parts:
+    """Load data and model, start the engine, check packing, resume. Collective."""
+    reporter = _reporter(config, folder, world, mine, journal)
+    reporter.phase("Starting")
+    cache = TokenCache(within(volume, config.data.cache))
+    chosen = precision.resolve(config.training.precision, config.topology.accelerator)
+    settings = engines.deepspeed_config(config, chosen)
+    world.first(lambda: _keep(folder.root / "deepspeed.json", settings))
+    partitioned = config.deepspeed.zero_stage == 3 and world.size > 1
+    network = model.load(
+        within(volume, config.model.directory),
+        dtype=precision.dtype(chosen),
+        adapters=config.training.lora if config.training.method == "LoRA" else None,
+        activation_checkpointing=config.deepspeed.activation_checkpointing == "Full",
+        zero3=settings if partitioned else None,
+        seed=config.training.seed,
+    )
+    expected = checkpoint_bytes(*model.counts(network), chosen)
+    engine = engines.initialize(network, config, settings)
+    packed = config.data.packing == "BestFit" and packing_is_safe(engine, cache.train, world)
+    plan = training_plan(config, cache.train.lengths, packed=packed)
+    seed_everything(config.training.seed, world.rank)
+    if found is not None:
+        resume.load(engine, found, world)
+        if world.is_first:
+            logger.info(
+                "resumed from checkpoint step-%d of attempt %d", found.state.step, found.state.attempt
+            )
+    reporter.started(
+        plan.total_steps,
+        found.state.step if found else None,
+        chosen,
+        importlib.metadata.version("deepspeed"),
+    )
+    return loop.Parts(
+        config=config,
+        world=world,
+        engine=engine,
+        rows=cache.train,
+        plan=plan,
+        held_out=_held_out(config, cache.eval, packed),
+        store=Store(folder, mine, config.checkpoint.keep_last),
+        reporter=reporter,
+        stop=stop,
+        precision=chosen,
+        checkpoint_bytes=found.size if found else expected,
+    )
+
+
+def training_plan(config: TrainConfig, lengths: np.ndarray[Any, Any], *, packed: bool) -> Plan:
+    """The batches of the whole training."""
+    return Plan(
+        lengths=lengths,
+        max_length=config.data.max_length,
+        packer=pack if config.data.packing == "BestFit" else one_row_each,
+        global_batch=config.training.global_batch_size,
+        micro_batch=config.training.micro_batch_size,
+        world_size=config.topology.world_size,
+        seed=config.training.seed,
+        epochs=config.training.epochs,
+        max_steps=config.training.max_steps,
+        packed=packed,
+    )
+
+
+def _held_out(config: TrainConfig, rows: Rows | None, packed: bool) -> tuple[Rows, Plan] | None:
+    if rows is None or len(rows.lengths) == 0:
+        return None
+    one_pass = config.model_copy(
+        update={"training": config.training.model_copy(update={"epochs": 1, "max_steps": None})}
+    )
+    return rows, training_plan(one_pass, np.asarray(rows.lengths), packed=packed)
+
+
+def checkpoint_bytes(parameters: int, trainable: int, chosen: precision.Precision) -> int:
+    """Expected size of a checkpoint: the module as it computes, fp32 master weights and two fp32 moments."""
+    module = parameters if trainable == parameters else trainable
+    return module * (2 if chosen == "bf16" else 4) + 12 * trainable
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Every rank draws its own dropout; batches do not depend on these generators."""
+    import random
+
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)
+    torch.manual_seed(seed + rank)
+
+
+def _reporter(
+    config: TrainConfig, folder: JobFolder, world: World, mine: Fence, journal: Journal
+) -> Reporter:
+    return Reporter(
+        speaks=world.is_first,
+        progress=Progress(attempt=config.attempt, run_id=mine.run_id, state="Starting", time=now()),
+        file=ProgressFile(RunFolder.from_environment().progress),
+        report=folder.report,
+        metrics=Metrics(sftjob=config.job.name, attempt=config.attempt, rank=world.rank),
+        journal=journal,
+    )
+
+
+def _keep(path: Path, settings: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(settings, indent=2))
+
+
+def finish(parts: loop.Parts, volume: Path, loss: float | None) -> TrainResult:
+    """Evaluate once more, export, and say what came out. Collective."""
+    total = parts.plan.total_steps
+    final = loop.held_out(parts, total)
+    parts.reporter.phase("Exporting")
+    size = export(parts, volume)
+    parts.reporter.phase("Done")
+    return TrainResult(
+        steps=total,
+        loss=loss,
+        eval_loss=final.loss if final else None,
+        perplexity=final.perplexity if final else None,
+        export_directory=str(parts.store.folder.export.relative_to(volume)),
+        export_bytes=size,
+    )

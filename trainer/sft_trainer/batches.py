@@ -1,0 +1,133 @@
+"""Which sequences every rank sees at every step: a pure function of lengths, seed and step.
+
+Because nothing here has state, a resumed run needs only the step number, and all ranks agree without talking.
+A *sequence* is what one unit of the global batch size means: a pack of rows, or one row without packing. The
+last global batch of an epoch is a step of its own with fewer sequences. Ranks with nothing left to do get
+empty micro-batches, so that the collectives of all ranks match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pack = list[int]  # row numbers which share one sequence
+Packer = Callable[[NDArray[np.int64], int, int, int], list[Pack]]  # lengths, max_length, seed, epoch
+
+
+def one_row_each(lengths: NDArray[np.int64], max_length: int, seed: int, epoch: int) -> list[Pack]:
+    """The plan without packing: every row is a sequence, in an order shuffled by seed and epoch."""
+    order = np.random.default_rng((seed, epoch)).permutation(len(lengths))
+    return [[int(row)] for row in order]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The sequences of one forward pass; none at all = a pass that only keeps the collectives matched."""
+
+    packs: list[Pack]
+
+
+@dataclass
+class Plan:
+    """The batches of a whole training.
+
+    `packed`: the rows of a pack share one sequence. Where the packing self-check has failed it is False: the
+    same rows still belong to the same step, but each is a sequence of its own, and micro-batches are cut so
+    that none has more tokens, padding included, than `micro_batch` full sequences.
+    """
+
+    lengths: NDArray[np.int64]
+    max_length: int
+    packer: Packer
+    global_batch: int
+    micro_batch: int
+    world_size: int
+    seed: int
+    epochs: int | None = None
+    max_steps: int | None = None
+    packed: bool = True
+    _packs: dict[int, list[Pack]] = field(default_factory=dict, repr=False)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch; packing makes the same number of sequences in every epoch."""
+        return -(-len(self._epoch(0)) // self.global_batch)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.epochs is not None
+        return self.epochs * self.steps_per_epoch
+
+    def consumed(self, finished: int) -> int:
+        """Sequences behind us after `finished` steps."""
+        epochs, index = divmod(finished, self.steps_per_epoch)
+        size = len(self._epoch(0))
+        return epochs * size + min(index * self.global_batch, size)
+
+    def sequences(self, step: int) -> list[Pack]:
+        """The global batch of `step`: at most `global_batch` packs."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[index * self.global_batch : (index + 1) * self.global_batch]
+
+    def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
+        """What `rank` computes in `step`: as many micro-batches as every other rank."""
+        shares = balance(self.sequences(step), self.lengths, self.world_size)
+        cut = [self._cut(share) for share in shares]
+        longest = max(len(batches) for batches in cut)
+        return cut[rank] + [MicroBatch([])] * (longest - len(cut[rank]))
+
+    def _cut(self, packs: list[Pack]) -> list[MicroBatch]:
+        if self.packed or self.packer is one_row_each:
+            size = self.micro_batch
+            return [MicroBatch(packs[i : i + size]) for i in range(0, len(packs), size)]
+        rows = [row for pack in packs for row in pack]
+        budget = self.micro_batch * self.max_length
+        return [MicroBatch([[row] for row in group]) for group in by_budget(rows, self.lengths, budget)]
+
+    def _epoch(self, epoch: int) -> list[Pack]:
+        if epoch not in self._packs:
+            packs = self.packer(self.lengths, self.max_length, self.seed, epoch)
+            first = self._packs.setdefault(0, packs)
+            if len(packs) != len(first):
+                raise ValueError(f"epoch {epoch} has {len(packs)} sequences and epoch 0 {len(first)}")
+            for old in [known for known in self._packs if known not in (0, epoch)]:
+                del self._packs[old]
+            self._packs[epoch] = packs
+        return self._packs[epoch]
+
+
+def balance(packs: Sequence[Pack], lengths: NDArray[np.int64], ranks: int) -> list[list[Pack]]:
+    """Deal `packs` to `ranks` so that their tokens are about even and their counts differ by at most one.
+
+    Greedy, longest first: each pack goes to the rank with the fewest tokens which still has room. A share is
+    in descending length, so that micro-batches which run at the same time cost about the same.
+    """
+    tokens = [int(sum(lengths[row] for row in pack)) for pack in packs]
+    order = sorted(range(len(packs)), key=lambda i: (-tokens[i], i))
+    room = [len(packs) // ranks + (rank < len(packs) % ranks) for rank in range(ranks)]
+    load = [0] * ranks
+    shares: list[list[Pack]] = [[] for _ in range(ranks)]
+    for i in order:
+        rank = min((r for r in range(ranks) if len(shares[r]) < room[r]), key=lambda r: (load[r], r))
+        shares[rank].append(packs[i])
+        load[rank] += tokens[i]
+    return shares
+
+
+def by_budget(rows: Sequence[int], lengths: NDArray[np.int64], budget: int) -> list[list[int]]:
+    """Group rows, longest first, so that (rows x longest row) of each group stays within `budget` tokens."""
+    groups: list[list[int]] = []
+    for row in sorted(rows, key=lambda r: (-int(lengths[r]), r)):
+        group = groups[-1] if groups else []
+        if group and (len(group) + 1) * int(lengths[group[0]]) <= budget:
+            group.append(row)
+        else:
+            groups.append([row])
+    return groups

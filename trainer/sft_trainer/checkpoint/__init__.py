@@ -1,0 +1,1 @@
+"""Committed checkpoints: staged, hashed, fenced, renamed; see docs/checkpoints.md."""

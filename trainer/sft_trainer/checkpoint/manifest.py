@@ -1,0 +1,113 @@
+"""The manifest of a checkpoint: every file with its size and hashes.
+
+Two hashes per file: one of every byte, compared on demand, and one of samples (head, tail and blocks
+between), which is cheap enough to be compared at every resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sft_trainer.config import Contract
+
+MANIFEST = "manifest.json"
+_BLOCK = 1 << 20
+_SAMPLES = 8
+
+
+class FileEntry(Contract):
+    """One file of a checkpoint; `path` is relative to its directory."""
+
+    path: str
+    size: int
+    sha256: str
+    sample: str  # sha256 of the sampled blocks
+
+
+class Manifest(Contract):
+    """All files of a checkpoint but the manifest itself."""
+
+    files: list[FileEntry]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the checkpoint."""
+        return sum(entry.size for entry in self.files)
+
+
+def read(directory: Path) -> Manifest | None:
+    """The manifest in `directory`; None when there is none that can be read."""
+    try:
+        return Manifest.model_validate_json((directory / MANIFEST).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def entry(directory: Path, path: Path) -> FileEntry:
+    """Flush `path` to the disk, drop it from the cache, and read every byte of it back."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        whole = hashlib.file_digest(file, "sha256").hexdigest()
+        size = os.fstat(file.fileno()).st_size
+    return FileEntry(
+        path=path.relative_to(directory).as_posix(), size=size, sha256=whole, sample=sample(path, size)
+    )
+
+
+def sample(path: Path, size: int) -> str:
+    """Hash of up to ten blocks of 1 MiB spread over the file, its first and last included."""
+    last = max(0, size - _BLOCK)
+    offsets = sorted({last * i // (_SAMPLES + 1) for i in range(_SAMPLES + 2)})
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for offset in offsets:
+            file.seek(offset)
+            digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
+
+
+def problem(directory: Path, *, every_byte: bool = False) -> str | None:
+    """What is wrong with the checkpoint in `directory`; None when nothing is."""
+    manifest = read(directory)
+    if manifest is None:
+        return "it has no readable manifest"
+    for known in manifest.files:
+        path = directory / known.path
+        try:
+            size = path.stat().st_size
+            if size != known.size:
+                return f"{known.path} has {size} bytes instead of {known.size}"
+            if sample(path, size) != known.sample:
+                return f"{known.path} has changed since it was written"
+            if every_byte and _digest(path) != known.sha256:
+                return f"{known.path} has changed since it was written"
+        except OSError as error:
+            return f"{known.path} cannot be read: {error.strerror}"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_of_rank(names: Iterable[str], rank: int, world_size: int) -> list[str]:
+    """The files that `rank` wrote: those with its number in the name, and rank 0 also those without any.
+
+    Each rank hashes its own, because on a network file system another node's writes may not be visible yet.
+    """
+
+    def mine(name: str, of: int) -> bool:
+        return f"zero_pp_rank_{of}_" in name or name.endswith(f"rng-{of}.pt")
+
+    listed = list(names)
+    if rank > 0:
+        return [name for name in listed if mine(name, rank)]
+    return [name for name in listed if not any(mine(name, other) for other in range(1, world_size))]

@@ -1,0 +1,94 @@
+"""Which checkpoint a run continues: the newest one that is whole, or none."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from sft_trainer.checkpoint import manifest, state
+from sft_trainer.checkpoint.commit import ENGINE_TAG, STAGING, fact, steps
+from sft_trainer.checkpoint.state import TrainerState
+from sft_trainer.config import CheckpointFact, TrainConfig
+from sft_trainer.distributed import World
+from sft_trainer.engine import Engine
+from sft_trainer.errors import Crash, UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Found(NamedTuple):
+    """A checkpoint whose sizes and sampled hashes are those of its manifest."""
+
+    directory: Path
+    state: TrainerState
+    size: int
+
+
+def newest_whole(checkpoints: Path) -> Found | None:
+    """The newest whole checkpoint; broken ones are named in the log and moved out of the way.
+
+    They keep their bytes, under a name that is no checkpoint's, for whoever wants to look.
+    """
+    for step in steps(checkpoints):
+        directory = checkpoints / f"step-{step}"
+        wrong = manifest.problem(directory)
+        saved = state.read(directory)
+        if wrong is None and saved is not None:
+            return Found(directory, saved, size_of(directory))
+        logger.warning("checkpoint step-%d is not used: %s", step, wrong or "its state cannot be read")
+        directory.rename(checkpoints / f"broken-step-{step}-{time.time_ns()}")
+    return None
+
+
+def size_of(directory: Path) -> int:
+    """Bytes that the manifest of a checkpoint lists."""
+    listing = manifest.read(directory)
+    return listing.size if listing else 0
+
+
+def facts(checkpoints: Path) -> list[CheckpointFact]:
+    """The checkpoints that lie there, oldest first."""
+    found = ((checkpoints / f"step-{step}") for step in reversed(steps(checkpoints)))
+    return [fact(saved, size_of(path)) for path in found if (saved := state.read(path)) is not None]
+
+
+def remove_staged(checkpoints: Path) -> None:
+    """Remove what a run that died while saving has left."""
+    for path in checkpoints.glob(f"{STAGING}*"):
+        logger.info("removing %s, left by a run that ended while saving", path.name)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def require_same_shape(saved: TrainerState, config: TrainConfig) -> None:
+    """Nothing when this gang can continue `saved`.
+
+    Raises:
+        UserError: the number of ranks or the ZeRO stage differs.
+    """
+    size, stage = config.topology.world_size, config.deepspeed.zero_stage
+    if saved.world_size != size:
+        raise UserError(
+            "WorldSizeChanged",
+            f"step-{saved.step} was saved by {saved.world_size} ranks and this run has {size}: set "
+            f"workers.nodes so that there are {saved.world_size} again, or start under another metadata.name",
+        )
+    if saved.zero_stage != stage:
+        raise UserError(
+            "ZeROStageChanged",
+            f"step-{saved.step} was saved with ZeRO stage {saved.zero_stage} and this run has {stage}: set "
+            f"deepspeed.zeroStage to {saved.zero_stage}",
+        )
+
+
+def load(engine: Engine, found: Found, world: World) -> None:
+    """Put the training where `found` left it, random generators included. Collective."""
+    partial = any(not p.requires_grad for p in engine.module.parameters())
+    path, _ = engine.load_checkpoint(
+        str(found.directory), tag=ENGINE_TAG, load_module_strict=not partial, load_lr_scheduler_states=False
+    )
+    if path is None:
+        raise Crash(f"DeepSpeed could not load checkpoint {found.directory.name}", "CheckpointNotLoadable")
+    state.load_random(found.directory, world.rank)

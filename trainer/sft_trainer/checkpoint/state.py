@@ -1,0 +1,77 @@
+"""What a checkpoint holds beside DeepSpeed's tensors: where the training stood, and the random generators.
+
+DeepSpeed's own files carry no data position and no generator state; without them a resumed run is another
+run.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from sft_trainer.config import Contract
+
+STATE = "trainer_state.json"
+
+
+class TrainerState(Contract):
+    """Where a training stands after `step` optimizer steps. Batches and learning rate follow from it."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    consumed_sequences: int
+    seed: int
+    uid: str
+    identity: str
+    attempt: int
+    run_id: str
+    world_size: int
+    zero_stage: int
+    precision: str
+    packed: bool
+    learning_rate: float
+    loss: float | None
+    time: str  # RFC 3339
+
+
+def read(directory: Path) -> TrainerState | None:
+    """The state in a checkpoint; None when there is none that can be read."""
+    try:
+        return TrainerState.model_validate_json((directory / STATE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _random_path(directory: Path, rank: int) -> Path:
+    return directory / f"rng-{rank}.pt"
+
+
+def save_random(directory: Path, rank: int) -> None:
+    """Write the state of every random generator of this rank."""
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": (version, numbers, gauss),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    torch.save(state, _random_path(directory, rank))
+
+
+def load_random(directory: Path, rank: int) -> None:
+    """Continue the random generators of this rank where `save_random` left them."""
+    state = torch.load(_random_path(directory, rank), weights_only=True)
+    random.setstate(state["python"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,93 @@
+"""Turns rows of the token cache into the tensors of one forward pass.
+
+Packed sequences carry position ids which restart at every document and no attention mask: that is how
+transformers keeps documents apart. Padding is told by length, never by token id, because many tokenizers use
+their end-of-turn token as padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sft_trainer.batches import MicroBatch
+
+IGNORED = -100  # no loss at this position
+
+
+class Rows(Protocol):
+    """One split of the token cache."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of every row."""
+        ...
+
+    def row(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Token ids, and which of them are supervised."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of a micro-batch of B sequences, T positions. `targets[b, t]` is the token after position t."""
+
+    input_ids: torch.Tensor  # int64 [B, T]
+    targets: torch.Tensor  # int64 [B, T], IGNORED where there is no loss
+    position_ids: torch.Tensor | None  # int64 [B, T], packed only
+    attention_mask: torch.Tensor | None  # int64 [B, T], padded only
+    tokens: int  # real tokens
+    padding: int  # positions computed for nothing
+    supervised: int  # positions with loss
+
+    def inputs(self) -> dict[str, torch.Tensor | bool]:
+        """Keyword arguments of the model."""
+        inputs: dict[str, torch.Tensor | bool] = {"input_ids": self.input_ids, "use_cache": False}
+        if self.position_ids is not None:
+            inputs["position_ids"] = self.position_ids
+        if self.attention_mask is not None:
+            inputs["attention_mask"] = self.attention_mask
+        return inputs
+
+
+def collate(batch: MicroBatch, rows: Rows, device: torch.device, *, packed: bool) -> Batch:
+    """The tensors of `batch`. An empty one becomes two tokens without loss."""
+    if not batch.packs:
+        return _tensors([[(np.zeros(2, np.int64), np.zeros(2, bool))]], device, packed=packed, dummy=True)
+    return _tensors([[rows.row(row) for row in pack] for pack in batch.packs], device, packed=packed)
+
+
+Document = tuple[NDArray[np.integer], NDArray[np.bool_]]
+
+
+def _tensors(
+    sequences: list[list[Document]], device: torch.device, *, packed: bool, dummy: bool = False
+) -> Batch:
+    width = max(sum(len(ids) for ids, _ in documents) for documents in sequences)
+    shape = (len(sequences), width)
+    ids, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+    positions, real = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for index, documents in enumerate(sequences):
+        start = 0
+        for tokens, mask in documents:
+            end = start + len(tokens)
+            ids[index, start:end] = tokens
+            targets[index, start : end - 1] = np.where(mask[1:], tokens[1:], IGNORED)
+            positions[index, start:end] = np.arange(len(tokens))
+            real[index, start:end] = 1
+            start = end
+        positions[index, start:] = np.arange(width - start)  # padding is one more document of its own
+    count = 0 if dummy else int(real.sum())
+    return Batch(
+        input_ids=torch.from_numpy(ids).to(device),
+        targets=torch.from_numpy(targets).to(device),
+        position_ids=torch.from_numpy(positions).to(device) if packed else None,
+        attention_mask=None if packed else torch.from_numpy(real).to(device),
+        tokens=count,
+        padding=ids.size - count,
+        supervised=int((targets != IGNORED).sum()),
+    )

@@ -1,0 +1,77 @@
+"""Sources to token cache, once per content: the entry that is there, else a new one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sft_trainer import layout
+from sft_trainer.config import DataConfig, DataFacts, DataSource
+from sft_trainer.data import cache, packing, sources
+from sft_trainer.data.ingest import Counts, Ingest, Recipe
+from sft_trainer.data.sources import Opened
+
+logger = logging.getLogger(__name__)
+
+
+def build(recipe: Recipe, workspace: Path) -> DataFacts:
+    """The facts of the token cache for this data: of the entry that is there, else of a new one."""
+    opened = _open_sources(recipe.data, workspace)
+    digest = cache.key(_identity(recipe, opened))
+    entry = layout.data_cache(workspace) / digest
+    known = cache.lookup(entry)
+    if known is not None:
+        facts = DataFacts.model_validate(known["data"])
+        logger.info("the data is prepared already: %s rows in %s", f"{facts.rows:,}", facts.cache)
+        return facts
+    with cache.staging(entry) as directory:
+        counts, lengths = Ingest(recipe, directory).run(opened)
+        facts = _facts(recipe.data, counts, lengths, digest, entry.relative_to(workspace).as_posix())
+        document = {"data": facts.model_dump(by_alias=True), "sources": counts.by_source}
+        cache.commit(directory, entry, document, [f"{split}.arrow" for split in cache.SPLITS])
+    return facts
+
+
+def _open_sources(data: DataConfig, workspace: Path) -> list[Opened]:
+    opened = [_open("train", i, source, workspace) for i, source in enumerate(data.train)]
+    held_out = data.eval.sources if data.eval else []
+    return opened + [_open("eval", i, source, workspace) for i, source in enumerate(held_out)]
+
+
+def _open(split: str, index: int, source: DataSource, workspace: Path) -> Opened:
+    return sources.find(f"{split}[{index}]", source, workspace)
+
+
+def _identity(recipe: Recipe, opened: Sequence[Opened]) -> Iterator[bytes]:
+    """Contents and settings, but no names: data that was moved or renamed is not prepared again."""
+    for one in opened:
+        yield f"{one.label} {one.digest()} {one.source.format} {sorted(one.source.columns.items())}".encode()
+    data = recipe.data
+    yield f"{data.max_length} {data.packing} {data.loss_on} {data.on_too_long} {data.on_invalid_row}".encode()
+    yield f"{data.eval.split_percent if data.eval else None}".encode()
+    yield hashlib.sha256(recipe.tokenizer.content).digest()
+    yield recipe.template.source.encode()
+    yield repr(sorted(recipe.tokenizer.special_tokens.items())).encode()
+
+
+def _facts(data: DataConfig, counts: Counts, lengths: list[int], digest: str, path: str) -> DataFacts:
+    if data.packing == "BestFit":
+        packs, width = len(packing.pack(lengths, data.max_length, seed=0, epoch=0)), data.max_length
+    else:
+        packs, width = len(lengths), max(lengths)
+    return DataFacts(
+        cache=path,
+        hash=digest,
+        rows=len(lengths),
+        eval_rows=counts.eval_rows,
+        tokens=counts.tokens,
+        supervised_tokens=counts.supervised,
+        truncated_rows=counts.truncated,
+        dropped_rows=counts.dropped,
+        skipped_rows=counts.skipped,
+        longest_row=counts.longest,
+        packs=packs,
+        fill_percent=packing.fill_percent(lengths, packs, width),
+    )

@@ -1,0 +1,217 @@
+"""The token cache: prepared rows on the volume, written once under their content's hash, read by every rank.
+
+An entry is a directory of two Arrow files and facts.json. It is written beside its place and renamed, so that
+a reader sees all of it or nothing, and of two writers the slower one throws its copy away. Every byte is
+checked before an entry is used again: a truncated cache would train on less data without an error.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sft_trainer.data.tokenise import Tokens
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1  # part of the hash: raise it whenever the same input would give other tokens
+SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("spans", pa.list_(pa.int32()))])
+SPLITS = ("train", "eval")
+_FACTS = "facts.json"
+_BATCH_ROWS = 1024
+_ABANDONED_SECONDS = 24 * 3600
+
+
+class Split:
+    """Rows of one Arrow file, memory-mapped: nothing is read before it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = [self._file.get_batch(i) for i in range(self._file.num_record_batches)]
+        self._columns = [(_flat(batch, "input_ids"), _flat(batch, "spans")) for batch in batches]
+        self._first = np.cumsum([0] + [batch.num_rows for batch in batches])
+        sizes = [np.diff(offsets) for (_, offsets), _ in self._columns]
+        self.lengths: npt.NDArray[np.int64] = np.concatenate([np.zeros(0, np.int64), *sizes])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def row(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """Token ids and whether each is supervised, both of shape [length]. IndexError outside the split."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        batch = int(np.searchsorted(self._first, index, side="right")) - 1
+        (ids, ids_at), (spans, spans_at) = self._columns[batch]
+        i = index - int(self._first[batch])
+        tokens = ids[ids_at[i] : ids_at[i + 1]]
+        mask = np.zeros(len(tokens), dtype=np.bool_)
+        for start, end in spans[spans_at[i] : spans_at[i + 1]].reshape(-1, 2):
+            mask[start:end] = True
+        return tokens, mask
+
+
+class TokenCache:
+    """A finished entry, for the trainer: `train` and `eval` (which may be of length zero)."""
+
+    def __init__(self, path: Path) -> None:
+        self.train = Split(path / "train.arrow")
+        self.eval = Split(path / "eval.arrow")
+
+
+class Writer:
+    """Writes the splits of a new entry in batches."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._writers = {
+            split: pa.ipc.new_file(str(directory / f"{split}.arrow"), SCHEMA) for split in SPLITS
+        }
+        self._pending: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
+
+    def add(self, split: str, row: Tokens) -> None:
+        """Append one row to `split`."""
+        self._pending[split].append(row)
+        if len(self._pending[split]) >= _BATCH_ROWS:
+            self._flush(split)
+
+    def close(self) -> None:
+        """Write what is pending and the files' ends."""
+        for split in SPLITS:
+            self._flush(split)
+            self._writers[split].close()
+
+    def _flush(self, split: str) -> None:
+        rows, self._pending[split] = self._pending[split], []
+        if rows:
+            ids = pa.array([row.ids for row in rows], SCHEMA.field("input_ids").type)
+            spans = pa.array([sum(row.spans, ()) for row in rows], SCHEMA.field("spans").type)
+            self._writers[split].write_batch(pa.record_batch([ids, spans], schema=SCHEMA))
+
+
+def move_to_eval(directory: Path, index: int) -> None:
+    """Makes row `index` of a small train file the only row of the eval file."""
+    path = directory / "train.arrow"
+    table = pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
+    rest = pa.concat_tables([table.slice(0, index), table.slice(index + 1)])
+    for split, rows in (("train", rest), ("eval", table.slice(index, 1))):
+        with pa.ipc.new_file(str(directory / f"{split}.arrow"), SCHEMA) as writer:
+            writer.write_table(rows)
+
+
+def key(parts: Iterable[bytes]) -> str:
+    """Hash over everything that decides the tokens, 16 hex characters."""
+    digest = hashlib.sha256(f"sftjob-data-{FORMAT_VERSION}".encode())
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()[:16]
+
+
+def lookup(entry: Path) -> dict[str, Any] | None:
+    """The facts of a finished entry, if every file in it is what was written; a damaged one is removed."""
+    try:
+        facts: dict[str, Any] = json.loads((entry / _FACTS).read_text(encoding="utf-8"))
+        if all(_fingerprint(entry / name) == stated for name, stated in facts["files"].items()):
+            return facts
+    except FileNotFoundError:
+        if not entry.exists():
+            return None
+    except (OSError, ValueError, KeyError):
+        pass
+    logger.warning("the cache entry %s is damaged; preparing it again", entry.name)
+    shutil.rmtree(entry, ignore_errors=True)
+    return None
+
+
+@contextmanager
+def staging(entry: Path) -> Iterator[Path]:
+    """A fresh directory beside `entry`, removed again unless `commit` has moved it away."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(entry.parent)
+    directory = entry.parent / f".{entry.name}.{uuid.uuid4().hex[:8]}"
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def alone(entry: Path) -> Iterator[None]:
+    """Hold the lock of `entry`, so that jobs which start together fetch a model once. Dies with the process.
+
+    A volume without locks is used without: then the work may be done twice, and the rename decides.
+    """
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with entry.with_name(f".{entry.name}.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another job that prepares the same model ...")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as exc:
+            logger.warning("the volume has no file locks (%s)", exc)
+        yield
+
+
+def commit(directory: Path, entry: Path, facts: dict[str, Any], files: Sequence[str]) -> None:
+    """Make `directory` the entry: contents on disk first, then the name. Another's finished entry is kept."""
+    stated = {name: _fingerprint(directory / name) for name in files}
+    (directory / _FACTS).write_text(json.dumps({**facts, "files": stated}, indent=1), encoding="utf-8")
+    for name in [*files, _FACTS]:
+        sync(directory / name)
+    publish(directory, entry)
+
+
+def publish(directory: Path, entry: Path) -> None:
+    """Rename a finished directory into place; if another writer was faster, its entry stays."""
+    sync(directory)
+    try:
+        directory.rename(entry)
+    except OSError:
+        if not entry.is_dir():
+            raise
+    sync(entry.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or directory to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """What killed writers have left; a day is longer than any preparation."""
+    for left in parent.glob(".*.????????"):
+        try:
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+        except FileNotFoundError:
+            continue
+
+
+def _flat(batch: pa.RecordBatch, name: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Values and row offsets of a list column, without copying."""
+    column = batch.column(batch.schema.get_field_index(name))
+    return column.values.to_numpy(), column.offsets.to_numpy()

@@ -1,0 +1,240 @@
+"""One pass over the rows: reads, validates, renders, masks, tokenises, counts and writes them.
+
+Rows stream through in small batches, so memory does not grow with the data. Whatever is wrong with a row is
+reported with its place, or counted if the job says `onInvalidRow: Skip`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft_trainer.config import DataConfig
+from sft_trainer.data import cache, formats
+from sft_trainer.data.formats import Conversation, FormatError, RowError
+from sft_trainer.data.masking import Supervision, supervise
+from sft_trainer.data.sources import Opened, SourceRow
+from sft_trainer.data.template import ChatTemplate
+from sft_trainer.data.tokenise import Tokens, tokenise
+from sft_trainer.data.tokenizer import Tokenizer
+from sft_trainer.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_BATCH_ROWS = 256
+_LOG_SECONDS = 5.0
+_LOGGED_SKIPS = 10
+_HASH_RANGE = 2**64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything but the rows that decides the tokens."""
+
+    data: DataConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    vocabulary_size: int
+
+
+@dataclass
+class Counts:
+    """What happened to the rows of all splits, and the tokens of the training rows."""
+
+    rows: int = 0
+    eval_rows: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    skipped: int = 0
+    longest: int = 0
+    read: int = 0
+    by_source: dict[str, dict[str, Any]] = field(default_factory=dict)
+    first_skipped: str = ""
+
+
+class Ingest:
+    """One pass over all sources into `directory`."""
+
+    def __init__(self, recipe: Recipe, directory: Path) -> None:
+        self._recipe = recipe
+        self._directory = directory
+        self._writer = cache.Writer(directory)
+        self._counts = Counts()
+        self._lengths: list[int] = []
+        self._likeliest_eval = (_HASH_RANGE, -1)  # smallest hash among the training rows, its index
+        self._logged = time.monotonic()
+        self._tools_mentioned = False
+
+    def run(self, opened: Sequence[Opened]) -> tuple[Counts, list[int]]:
+        """What happened, and the length of every training row. UserError if nothing is left to train on."""
+        total = _total_rows(opened)
+        for one in opened:
+            self._source(one, total)
+        self._writer.close()
+        self._ensure_eval_row()
+        self._refuse_useless()
+        return self._counts, self._lengths
+
+    def _source(self, one: Opened, total: int | None) -> None:
+        before = self._counts.read
+        rows = self._valid(one)
+        while batch := list(itertools.islice(rows, _BATCH_ROWS)):
+            tokens = tokenise([supervision for _, _, supervision in batch], self._recipe.tokenizer)
+            for (row, conversation, _), one_row in zip(batch, tokens, strict=True):
+                self._keep(one, row, conversation, one_row)
+            self._log(total)
+        if self._counts.read == before:
+            where = f"{one.field}: {one.source.path}" if one.source.path else f"{one.field}.inline"
+            raise UserError("EmptyData", f"{where} holds no rows; add rows or remove the source")
+
+    def _valid(self, one: Opened) -> Iterator[tuple[SourceRow, Conversation, Supervision]]:
+        """Rows that can be trained on; others end the preparation, or are counted."""
+        format_name: str = "" if one.source.format == "Auto" else one.source.format
+        for row in one.rows():
+            self._counts.read += 1
+            try:
+                if row.error is not None:
+                    raise row.error
+                if not format_name:
+                    format_name = _detected(one, row)
+                conversation = self._conversation(one, row, format_name)
+                self._mention_tools(row, conversation)
+                supervision = supervise(conversation, self._recipe.template, self._recipe.data.loss_on)
+            except RowError as exc:
+                self._invalid(row, exc)
+                continue
+            yield row, conversation, supervision
+        self._counts.by_source[one.label] = {"name": one.source.name, "format": format_name}
+
+    def _conversation(self, one: Opened, row: SourceRow, format_name: str) -> Conversation:
+        try:
+            formats.check_columns(format_name, one.source.columns)
+        except FormatError as exc:
+            raise UserError("UnknownFormat", f"{one.field}: {exc}") from exc
+        return formats.conversation(row.value, format_name, one.source.columns)
+
+    def _mention_tools(self, row: SourceRow, conversation: Conversation) -> None:
+        if conversation.tools and not self._recipe.template.uses("tools") and not self._tools_mentioned:
+            self._tools_mentioned = True
+            logger.warning("%s: the chat template has no place for `tools`; they are left out", row.place)
+
+    def _invalid(self, row: SourceRow, error: RowError) -> None:
+        if self._recipe.data.on_invalid_row == "Fail":
+            fix = f"fix the {row.place.unit} or set data.onInvalidRow: Skip"
+            raise UserError(error.reason, f"{row.place}: {error}; {fix}") from error
+        self._counts.skipped += 1
+        self._counts.first_skipped = self._counts.first_skipped or f"{row.place}: {error}"
+        if self._counts.skipped <= _LOGGED_SKIPS:
+            logger.warning("skipped %s: %s", row.place, error)
+
+    def _keep(self, one: Opened, row: SourceRow, conversation: Conversation, tokens: Tokens) -> None:
+        counts, data = self._counts, self._recipe.data
+        self._check_vocabulary(row, tokens)
+        counts.longest = max(counts.longest, len(tokens.ids))
+        kept = tokens
+        if len(tokens.ids) > data.max_length:
+            if data.on_too_long == "Fail":
+                raise UserError(
+                    "RowTooLong",
+                    f"{row.place}: {len(tokens.ids)} tokens, data.maxLength is {data.max_length}; "
+                    "shorten the row, raise data.maxLength, or set data.onTooLong: Truncate or Drop",
+                )
+            kept = tokens.cut(data.max_length if data.on_too_long == "Truncate" else 0)
+        if not kept.supervised:
+            counts.dropped += 1
+            return
+        counts.truncated += kept is not tokens
+        if one.label.startswith("eval") or self._is_held_out(conversation):
+            counts.eval_rows += 1
+            self._writer.add("eval", kept)
+            return
+        self._writer.add("train", kept)
+        self._lengths.append(len(kept.ids))
+        counts.tokens += len(kept.ids)
+        counts.supervised += kept.supervised
+
+    def _is_held_out(self, conversation: Conversation) -> bool:
+        """By the hash of the row alone: rows stay on their side when others are added, and so do doubles."""
+        percent = self._recipe.data.eval.split_percent if self._recipe.data.eval else None
+        if percent is None:
+            return False
+        words = [(message.role, message.content) for message in conversation.messages]
+        value = int.from_bytes(
+            hashlib.sha256(repr(words).encode("utf-8", "surrogatepass")).digest()[:8], "big"
+        )
+        if value * 100 < percent * _HASH_RANGE:
+            return True
+        self._likeliest_eval = min(self._likeliest_eval, (value, len(self._lengths)))
+        return False
+
+    def _ensure_eval_row(self) -> None:
+        """Of a few rows a small percentage may be none: then the likeliest one is held out."""
+        wanted = self._recipe.data.eval is not None and self._recipe.data.eval.split_percent is not None
+        index = self._likeliest_eval[1]
+        if not wanted or self._counts.eval_rows or len(self._lengths) < 2:
+            return
+        cache.move_to_eval(self._directory, index)
+        tokens, mask = cache.Split(self._directory / "eval.arrow").row(0)
+        del self._lengths[index]
+        self._counts.eval_rows = 1
+        self._counts.tokens -= len(tokens)
+        self._counts.supervised -= int(np.sum(mask))
+
+    def _refuse_useless(self) -> None:
+        counts, data = self._counts, self._recipe.data
+        if self._lengths:
+            return
+        if counts.skipped == counts.read:
+            raise UserError(
+                "EmptyData", f"all {counts.read} rows are invalid; the first: {counts.first_skipped}"
+            )
+        if counts.eval_rows:
+            raise UserError(
+                "EmptyData", "no row is left to train on: all are held out by data.eval; add rows"
+            )
+        raise UserError(
+            "NoSupervisedTokens",
+            f"no row has a supervised token: of {counts.read} rows {counts.dropped} were dropped "
+            f"(data.maxLength {data.max_length}, longest row {counts.longest} tokens, "
+            f"data.lossOn {data.loss_on}); raise data.maxLength or check which answers carry loss",
+        )
+
+    def _check_vocabulary(self, row: SourceRow, tokens: Tokens) -> None:
+        if tokens.ids and max(tokens.ids) >= self._recipe.vocabulary_size:
+            raise UserError(
+                "TokenizerMismatch",
+                f"{row.place}: token {max(tokens.ids)} is outside the model's vocabulary of "
+                f"{self._recipe.vocabulary_size}; the tokenizer in the folder belongs to another model",
+            )
+
+    def _log(self, total: int | None) -> None:
+        if time.monotonic() - self._logged >= _LOG_SECONDS:
+            self._logged = time.monotonic()
+            of = f" of {total:,}" if total is not None else ""
+            logger.info("tokenised %s%s rows", f"{self._counts.read:,}", of)
+
+
+def _detected(one: Opened, row: SourceRow) -> str:
+    if not isinstance(row.value, dict):
+        raise RowError("expected an object with columns")
+    try:
+        name = formats.detect(row.value, one.source.columns)
+    except FormatError as exc:
+        raise UserError("UnknownFormat", f"{one.field}: {row.place}: {exc}") from exc
+    logger.info("%s: format %s", one.label, name)
+    return name
+
+
+def _total_rows(opened: Sequence[Opened]) -> int | None:
+    counts = [one.count() for one in opened]
+    return None if None in counts else sum(count or 0 for count in counts)

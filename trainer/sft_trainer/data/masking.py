@@ -1,0 +1,203 @@
+"""Finds the assistant's words in a rendered conversation, for templates which do not say where they are.
+
+The supervised span of a turn is everything the model has to generate after the generation prompt: the
+answer and the end-of-turn token, not the line break behind it. Three ways, each verified on every row; a
+row for which none holds is refused, because a wrong mask trains on the wrong words without an error:
+
+1. the template's own `{% generation %}` blocks, if there is one for every answer and it contains the
+   answer;
+2. prefixes: the rendering of the first i messages with the generation prompt must be the beginning of the
+   whole;
+3. markers: answers replaced by unique words show the fixed text between them, which is then found in the
+   whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from sft_trainer.data.formats import Conversation, Message, RowError
+from sft_trainer.data.template import ChatTemplate, Span, TemplateError
+
+_MARKER = "xq{}zSFTJOBANSWERz{}qx"
+
+
+class Supervision:
+    """The rendered text of a conversation and the spans which carry loss, in order."""
+
+    def __init__(self, text: str, spans: Sequence[Span]) -> None:
+        self.text = text
+        self.spans = tuple(spans)
+
+
+def supervise(conversation: Conversation, template: ChatTemplate, loss_on: str) -> Supervision:
+    """Render `conversation` and locate what `loss_on` (Assistant, LastAssistant, AllTokens) supervises.
+
+    Turns after the last answer carry no loss and are left out, except with AllTokens.
+    RowError (NoAssistantTurn, InvalidRow) if the row cannot be trained on.
+    """
+    if loss_on == "AllTokens":
+        text = _render(template, conversation.messages, conversation)
+        return Supervision(text, [Span(0, len(text))])
+    answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
+    if not answers:
+        raise RowError("no assistant turn, so there is nothing to learn from", "NoAssistantTurn")
+    messages = conversation.messages[: answers[-1] + 1]
+    text = _render(template, messages, conversation)
+    spans = locate(text, messages, conversation, template)
+    wanted = answers[-1:] if loss_on == "LastAssistant" else answers
+    trained = zip(answers, spans, strict=True)
+    return Supervision(text, [span for i, span in trained if i in wanted and messages[i].train])
+
+
+def locate(
+    text: str, messages: Sequence[Message], conversation: Conversation, template: ChatTemplate
+) -> list[Span]:
+    """One span for each assistant message of `messages` in `text`, their rendering."""
+    if any("tool_calls" in (message.extra or {}) for message in messages) and not template.uses("tool_calls"):
+        raise RowError("the assistant calls tools, which the chat template leaves out")
+    for way in (_by_tags, _by_prefixes, _by_markers):
+        spans = way(text, messages, conversation, template)
+        if spans is not None and _plausible(text, spans, messages):
+            return spans
+    raise RowError(
+        "the assistant's words could not be located in the rendered conversation; "
+        "the chat template rewrites them (try model.chatTemplate.preset: ChatML)"
+    )
+
+
+def _by_tags(
+    text: str, messages: Sequence[Message], conversation: Conversation, template: ChatTemplate
+) -> list[Span] | None:
+    if not template.uses("endgeneration"):
+        return None
+    rendering = template.render([m.for_template() for m in messages], conversation.tools)
+    answers = [message for message in messages if message.role == "assistant"]
+    if len(rendering.generated) != len(answers):
+        return None
+    for span, answer in zip(rendering.generated, answers, strict=True):
+        if answer.content.strip() not in text[span.start : span.end]:
+            return None
+    return _with_end_of_turn(text, rendering.generated)
+
+
+def _by_prefixes(
+    text: str, messages: Sequence[Message], conversation: Conversation, template: ChatTemplate
+) -> list[Span] | None:
+    spans: list[Span] = []
+    for index, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        try:
+            before = _text(template, messages[:index], conversation, add_generation_prompt=True)
+            after = text
+            if index + 1 < len(messages):
+                after = _text(template, messages[: index + 1], conversation)
+        except TemplateError:
+            return None
+        if not (text.startswith(after) and after.startswith(before)):
+            return None
+        spans.append(_trimmed(text, Span(len(before), len(after))))
+    return spans
+
+
+def _by_markers(
+    text: str, messages: Sequence[Message], conversation: Conversation, template: ChatTemplate
+) -> list[Span] | None:
+    """The fixed pieces between markers, found again in `text` in order, with the answers between them."""
+    salt = next(n for n in range(10**6) if f"xq{n}zSFTJOB" not in text)
+    marked, markers, thoughts = [], [], []
+    for index, message in enumerate(messages):
+        if message.role == "assistant":
+            markers.append(_MARKER.format(salt, index))
+            thoughts.append(_thoughts(message.content))
+            message = Message("assistant", thoughts[-1] + markers[-1], message.train, message.extra)
+        marked.append(message)
+    try:
+        pieces = _pieces(_text(template, marked, conversation), markers)
+    except TemplateError:
+        return None
+    spans = _between(pieces, text)
+    answers = [message.content for message in messages if message.role == "assistant"]
+    if spans is None or any(text[s.start : s.end] not in a for s, a in zip(spans, answers, strict=True)):
+        return None
+    kept = [len(t) * text[: s.start].endswith(t) for s, t in zip(spans, thoughts, strict=True)]
+    return _with_end_of_turn(text, [Span(s.start - k, s.end) for s, k in zip(spans, kept, strict=True)])
+
+
+def _thoughts(answer: str) -> str:
+    """The part of an answer that templates may leave out of earlier turns, up to the first word after it."""
+    head, close, rest = answer.rpartition("</think>")
+    return head + close + rest[: len(rest) - len(rest.lstrip())] if close else ""
+
+
+def _pieces(text: str, markers: Sequence[str]) -> list[str]:
+    """What stands before, between and behind the markers; empty unless each is there once, in order."""
+    pieces = []
+    for marker in markers:
+        if text.count(marker) != 1:
+            return []
+        piece, _, text = text.partition(marker)
+        pieces.append(piece)
+    return [*pieces, text]
+
+
+def _between(pieces: Sequence[str], text: str) -> list[Span] | None:
+    """The gaps of `text` between `pieces`, which must be found in their order and at both ends."""
+    if not pieces or not text.startswith(pieces[0]) or not text.endswith(pieces[-1]):
+        return None
+    spans: list[Span] = []
+    start = len(pieces[0])
+    for piece in pieces[1:-1]:
+        found = text.find(piece, start)
+        if found < 0:
+            return None
+        spans.append(Span(start, found))
+        start = found + len(piece)
+    return [*spans, Span(start, len(text) - len(pieces[-1]))]
+
+
+def _with_end_of_turn(text: str, spans: Sequence[Span]) -> list[Span]:
+    """Spans that end with the answer, lengthened by the end-of-turn text: what follows the last answer."""
+    end_of_turn = text[spans[-1].end :].rstrip()
+    return [
+        _trimmed(text, Span(s.start, s.end + len(end_of_turn) * text.startswith(end_of_turn, s.end)))
+        for s in spans
+    ]
+
+
+def _trimmed(text: str, span: Span) -> Span:
+    return Span(span.start, span.start + len(text[span.start : span.end].rstrip()))
+
+
+def _plausible(text: str, spans: Sequence[Span], messages: Sequence[Message]) -> bool:
+    """In order, not empty, and each beginning with words of its own answer's last paragraph or all of it."""
+    if any(one.end > other.start for one, other in pairwise(spans)):
+        return False
+    answers = [message for message in messages if message.role == "assistant"]
+    for span, answer in zip(spans, answers, strict=True):
+        words = text[span.start : span.end]
+        if not words or (answer.content.strip() and not _shares(words, answer.content)):
+            return False
+    return True
+
+
+def _shares(words: str, answer: str) -> bool:
+    """Whether `words` hold the answer, or what follows its reasoning (templates drop `<think>`)."""
+    kept = answer.rpartition("</think>")[2].strip()
+    return answer.strip() in words or (bool(kept) and kept in words)
+
+
+def _render(template: ChatTemplate, messages: Sequence[Message], conversation: Conversation) -> str:
+    try:
+        return _text(template, messages, conversation)
+    except TemplateError as exc:
+        raise RowError(f"the chat template refuses the conversation: {exc}") from exc
+
+
+def _text(
+    template: ChatTemplate, messages: Sequence[Message], conversation: Conversation, **more: Any
+) -> str:
+    return template.render([m.for_template() for m in messages], conversation.tools, **more).text

@@ -1,0 +1,211 @@
+"""Finds the files of a data source and reads their rows, each with the place where it stands.
+
+JSON lines and Parquet are read piece by piece; a JSON array has to be read whole. A row that cannot be
+read is yielded with its error instead of raised, because skipping it may be what the user asked for.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_trainer import layout
+from sft_trainer.config import DataSource
+from sft_trainer.data.formats import RowError
+from sft_trainer.errors import UserError
+
+SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".parquet": "parquet"}
+_PARQUET_BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row stands, for messages: `train[0] support.jsonl line 17`."""
+
+    source: str  # train[0]
+    file: str  # relative to the workspace, or "inline"
+    unit: str  # line | row
+    number: int  # counted from one
+
+    def __str__(self) -> str:
+        return f"{self.source} {self.file} {self.unit} {self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """One row as it stands in the file: `value`, or the `error` that kept it from being read."""
+
+    place: Place
+    value: Any = None
+    error: RowError | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source with its files found. `label` is `train[0]`, `field` is `data.train[0]`."""
+
+    label: str
+    source: DataSource
+    files: tuple[Path, ...]
+    workspace: Path
+
+    @property
+    def field(self) -> str:
+        """The field of the SFTJob which describes this source."""
+        return f"data.eval.sources{self.label[4:]}" if self.label.startswith("eval") else f"data.{self.label}"
+
+    def rows(self) -> Iterator[SourceRow]:
+        """All rows, file by file in the order of their names."""
+        if self.source.inline is not None:
+            yield from _lines(self.source.inline.encode().splitlines(), self.label, "inline")
+        for path in self.files:
+            name = _relative(path, self.workspace)
+            kind = SUFFIXES[path.suffix.lower()]
+            if kind == "lines":
+                with path.open("rb") as stream:
+                    yield from _lines(stream, self.label, name)
+            elif kind == "json":
+                yield from _json(path, self.label, name)
+            else:
+                yield from _parquet(path, self.label, name)
+
+    def digest(self) -> str:
+        """Hash of the bytes that `rows` reads."""
+        digest = hashlib.sha256((self.source.inline or "").encode())
+        for path in self.files:
+            with path.open("rb") as stream:
+                digest.update(path.suffix.lower().encode() + hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+    def count(self) -> int | None:
+        """Number of lines, as a measure of progress; None if a file would have to be parsed for it."""
+        if any(SUFFIXES[path.suffix.lower()] == "json" for path in self.files):
+            return None
+        return sum(map(_count, self.files)) + len((self.source.inline or "").splitlines())
+
+
+def find(label: str, source: DataSource, workspace: Path) -> Opened:
+    """The source with its files; UserError names the path and what lies in its directory."""
+    if source.path is None:
+        return Opened(label, source, (), workspace)
+    opened = Opened(label, source, tuple(_matches(label, source.path, workspace)), workspace)
+    if not opened.files:
+        raise UserError("DataNotFound", _not_found(opened.field, source.path, workspace))
+    for path in opened.files:
+        if path.suffix.lower() not in SUFFIXES:
+            raise UserError(
+                "UnknownFormat",
+                f"{opened.field}.path: {_relative(path, workspace)} is not a .jsonl, .json or .parquet file",
+            )
+    return opened
+
+
+def _matches(label: str, path: str, workspace: Path) -> list[Path]:
+    try:
+        if not glob.has_magic(path):
+            found = [layout.within(workspace, path)]
+        else:
+            if path.startswith("/") or ".." in Path(path).parts:
+                raise ValueError(f"{path!r} leaves the workspace")
+            names = sorted(glob.glob(path, root_dir=workspace, recursive=True))
+            found = [layout.within(workspace, name) for name in names]
+    except ValueError as exc:
+        raise UserError("DataNotFound", f"data.{label}.path: {exc}; paths are relative to it") from exc
+    return [candidate for candidate in found if candidate.is_file()]
+
+
+def _not_found(field: str, path: str, workspace: Path) -> str:
+    """One sentence: the path, and what lies in the nearest directory that exists."""
+    if (workspace / path).is_dir():
+        files = path.rstrip("/") + "/*.jsonl"
+        return f"{field}.path: {path} is a directory in the workspace; name its files, e.g. {files}"
+    folder = (workspace / path).parent
+    while not folder.is_dir() and folder != workspace:
+        folder = folder.parent
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if entry.name[0] != ".")
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    place = "the workspace" if folder == workspace else _relative(folder, workspace) + "/"
+    verb = "matches no file" if glob.has_magic(path) else "was not found"
+    return f"{field}.path: {path} {verb} in the workspace; {place} holds {shown or 'nothing'}"
+
+
+def _lines(lines: Any, label: str, name: str) -> Iterator[SourceRow]:
+    """JSON lines from bytes; blank lines are not rows."""
+    for number, raw in enumerate(lines, start=1):
+        place = Place(label, name, "line", number)
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            if text.strip():
+                yield SourceRow(place, json.loads(text))
+        except UnicodeDecodeError as exc:
+            yield SourceRow(place, error=RowError(f"not valid UTF-8 (byte {exc.start + 1} of the line)"))
+        except json.JSONDecodeError as exc:
+            yield SourceRow(place, error=RowError(f"not valid JSON ({exc.msg} at column {exc.colno})"))
+
+
+def _json(path: Path, label: str, name: str) -> Iterator[SourceRow]:
+    """An array of rows, an object with one list of rows, or JSON lines under the wrong name."""
+    data = path.read_bytes()
+    if not data.strip():
+        return
+    try:
+        document = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as exc:
+        raise UserError("InvalidRow", f"{label} {name}: not valid UTF-8 at byte {exc.start + 1}") from exc
+    except json.JSONDecodeError as exc:
+        if data.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{") and b"\n" in data:
+            yield from _lines(data.splitlines(), label, name)
+            return
+        problem = f"not valid JSON ({exc.msg} at column {exc.colno})"
+        raise UserError("InvalidRow", f"{label} {name} line {exc.lineno}: {problem}; fix the line") from exc
+    for number, row in enumerate(_rows_of(document, label, name), start=1):
+        yield SourceRow(Place(label, name, "row", number), row)
+
+
+def _rows_of(document: Any, label: str, name: str) -> list[Any]:
+    if isinstance(document, list):
+        return document
+    if isinstance(document, dict):
+        lists = [value for value in document.values() if isinstance(value, list)]
+        rows = [value for value in lists if value and isinstance(value[0], dict) and "role" not in value[0]]
+        if len(rows) == 1 and "from" not in rows[0][0]:
+            return rows[0]
+        return [document]  # one line of JSON lines
+    raise UserError("InvalidRow", f"{label} {name}: expected a list of rows, found {type(document).__name__}")
+
+
+def _parquet(path: Path, label: str, name: str) -> Iterator[SourceRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=_PARQUET_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield SourceRow(Place(label, name, "row", number), row)
+    except pa.ArrowInvalid as exc:
+        raise UserError("InvalidRow", f"{label} {name}: not a readable Parquet file ({exc})") from exc
+
+
+def _count(path: Path) -> int:
+    if SUFFIXES[path.suffix.lower()] == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except pa.ArrowInvalid:
+            return 0  # reading it says what is wrong
+    with path.open("rb") as stream:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b""))
+
+
+def _relative(path: Path, workspace: Path) -> str:
+    return path.relative_to(workspace).as_posix() if path.is_relative_to(workspace) else str(path)

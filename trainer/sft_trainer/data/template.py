@@ -1,0 +1,124 @@
+"""Chat templates: jinja, compiled once, rendered as transformers renders them but without importing it.
+
+A template comes from a model's repository, so it runs in jinja's immutable sandbox. `{% generation %}`
+blocks, with which some templates mark what the assistant says, leave invisible marks in the rendering;
+they are taken out again and returned as spans.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+# Two noncharacters of Unicode: a valid text never contains them, and jinja passes them through.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+
+
+class TemplateError(ValueError):
+    """The template refused the conversation, or is no valid jinja; in the template's own words."""
+
+
+class Span(NamedTuple):
+    """Characters `start` to `end` (exclusive) of a rendering."""
+
+    start: int
+    end: int
+
+
+class Rendering(NamedTuple):
+    """A rendered conversation and what the template's own generation blocks marked in it."""
+
+    text: str
+    generated: tuple[Span, ...]
+
+
+class _Generation(jinja2.ext.Extension):
+    """Parses `{% generation %} … {% endgeneration %}` and surrounds its output with marks."""
+
+    tags = {"generation"}  # noqa: RUF012  (jinja declares it as an instance attribute)
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller: Any) -> str:
+        return f"{_OPEN}{caller()}{_CLOSE}"
+
+
+class ChatTemplate:
+    """One compiled template with the special tokens that it may name (bos_token, eos_token, …)."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+        """Compile `source`; TemplateError if it is not valid jinja."""
+        self.source = source
+        self._special_tokens = dict(special_tokens or {})
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateSyntaxError as exc:
+            raise TemplateError(f"line {exc.lineno}: {exc.message}") from exc
+
+    def uses(self, name: str) -> bool:
+        """Whether the template's source speaks of `name` at all."""
+        return name in self.source
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> Rendering:
+        """The conversation as text; TemplateError if the template refuses it."""
+        try:
+            marked = self._template.render(
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special_tokens,
+            )
+        except (jinja2.TemplateError, TypeError, KeyError, IndexError, AttributeError, ValueError) as exc:
+            raise TemplateError(str(exc) or type(exc).__name__) from exc
+        return _unmark(marked)
+
+
+def _unmark(marked: str) -> Rendering:
+    if _OPEN not in marked:
+        return Rendering(marked, ())
+    pieces: list[str] = []
+    spans: list[Span] = []
+    length = 0
+    for number, piece in enumerate(marked.replace(_CLOSE, _OPEN).split(_OPEN)):
+        if number % 2:
+            spans.append(Span(length, length + len(piece)))
+        pieces.append(piece)
+        length += len(piece)
+    return Rendering("".join(pieces), tuple(spans))
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
+    """Plain JSON: jinja's own filter would escape for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,175 @@
+"""A model folder's tokenizer and chat template, read without transformers.
+
+`tokenizer.json` holds everything a fast tokenizer does; the special tokens' names and the template lie
+beside it. What is missing is an error that says which file and what to do, before any GPU is taken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from sft_trainer import layout
+from sft_trainer.config import ChatTemplate as TemplateSource
+from sft_trainer.data.template import ChatTemplate, TemplateError
+from sft_trainer.errors import UserError
+
+_END_OF_TURN = "<|im_end|>"
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '" + _END_OF_TURN + "' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_OTHER_KINDS = ("tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model", "tekken.json")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokens of one text and the characters each covers, `starts` to `ends` (exclusive); of equal length."""
+
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+
+
+class Tokenizer:
+    """The fast tokenizer of a model folder."""
+
+    def __init__(self, directory: Path) -> None:
+        """Load it; UserError TokenizerMissing if the folder has none."""
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise UserError("TokenizerMissing", _missing(directory))
+        self.content = path.read_bytes()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(self.content)
+        except Exception as exc:  # the library raises bare Exception for whatever it cannot read
+            raise UserError(
+                "TokenizerMissing", f"{layout.shown(directory)}/tokenizer.json cannot be read: {exc}"
+            ) from exc
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.special_tokens = _special_tokens(directory)
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """Tokens of rendered texts: nothing is added, the template has already named every special token."""
+        batch = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [_encoded(one.ids, one.offsets) for one in batch]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens included."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def knows(self, token: str) -> bool:
+        """Whether `token` is a single entry of the vocabulary."""
+        return self._tokenizer.token_to_id(token) is not None
+
+
+def chat_template(
+    directory: Path, tokenizer: Tokenizer, chosen: TemplateSource | None, workspace: Path
+) -> ChatTemplate:
+    """The template the job names, else the model's own; UserError NoChatTemplate if there is neither."""
+    source, origin = template_source(directory, tokenizer, chosen, workspace)
+    try:
+        return ChatTemplate(source, tokenizer.special_tokens)
+    except TemplateError as exc:
+        raise UserError("InvalidChatTemplate", f"{origin} is not a valid template: {exc}") from exc
+
+
+def template_source(
+    directory: Path, tokenizer: Tokenizer, chosen: TemplateSource | None, workspace: Path
+) -> tuple[str, str]:
+    """The template's text, which an export writes into its folder, and where it is from, in words."""
+    if chosen is not None and chosen.path is not None:
+        return _file(chosen.path, workspace), f"model.chatTemplate.path {chosen.path}"
+    if chosen is not None and chosen.preset is not None:
+        return preset(tokenizer), f"model.chatTemplate.preset {chosen.preset}"
+    own = _own_template(directory)
+    if own is None:
+        raise UserError(
+            "NoChatTemplate",
+            f"the model {layout.shown(directory)} has no chat template; "
+            "set model.chatTemplate.preset: ChatML, or model.chatTemplate.path to a jinja file",
+        )
+    return own, f"the chat template of {layout.shown(directory)}"
+
+
+def preset(tokenizer: Tokenizer) -> str:
+    """ChatML. Where `<|im_end|>` is not one token, turns end with the model's own end-of-text token.
+
+    A model stops generating at a token, not at a text: it must learn one that exists.
+    """
+    end = tokenizer.special_tokens.get("eos_token")
+    if end is None or tokenizer.knows(_END_OF_TURN):
+        return CHATML
+    return CHATML.replace(f"'{_END_OF_TURN}'", "eos_token")
+
+
+def _own_template(directory: Path) -> str | None:
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        found = _json(directory / name).get("chat_template")
+        if isinstance(found, list):  # several named ones
+            named = {entry.get("name"): entry.get("template") for entry in found}
+            found = named.get("default") or next(iter(named.values()), None)
+        if isinstance(found, str) and found:
+            return found
+    return None
+
+
+def _encoded(ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
+    return Encoded(ids, [start for start, _ in offsets], [end for _, end in offsets])
+
+
+def _file(path: str, workspace: Path) -> str:
+    try:
+        return layout.within(workspace, path).read_text(encoding="utf-8")
+    except (ValueError, OSError) as exc:
+        words = (
+            "was not found in the workspace"
+            if isinstance(exc, FileNotFoundError)
+            else f"cannot be read: {exc}"
+        )
+        raise UserError("ChatTemplateNotFound", f"model.chatTemplate.path: {path} {words}") from exc
+
+
+def _special_tokens(directory: Path) -> dict[str, str]:
+    """bos_token, eos_token and the like, by the names that templates use."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in _json(directory / name).items():
+            content = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(content, str):
+                found[key] = content
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as exc:
+        raise UserError("TokenizerMissing", f"{layout.shown(path)} is not valid JSON: {exc}") from exc
+    return document if isinstance(document, dict) else {}
+
+
+def _missing(directory: Path) -> str:
+    other = [name for name in _OTHER_KINDS if (directory / name).is_file()]
+    if other:
+        return (
+            f"the model {layout.shown(directory)} has {', '.join(other)} but no tokenizer.json; "
+            "load it with transformers' AutoTokenizer and save_pretrained it into the folder"
+        )
+    return (
+        f"the model {layout.shown(directory)} has no tokenizer (tokenizer.json); copy tokenizer.json and "
+        "tokenizer_config.json of the model into its folder"
+    )

@@ -1,0 +1,139 @@
+"""The DeepSpeed engine: its configuration, built from ours, and the few calls that differ between stages."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from sft_trainer.config import TrainConfig
+from sft_trainer.precision import Precision
+
+logger = logging.getLogger(__name__)
+
+Engine = Any  # deepspeed.DeepSpeedEngine publishes no types
+_BUCKET_ELEMENTS = {"cpu": 10_000_000, "gpu": 200_000_000}  # the default of 5e8 would take 2 GB of a laptop
+_NEVER = 2**31  # steps between DeepSpeed's own progress lines
+
+
+def deepspeed_config(config: TrainConfig, precision: Precision) -> dict[str, Any]:
+    """DeepSpeed's JSON: our defaults, over them the user's raw configuration, over that what we decided.
+
+    The operator has refused raw keys that contradict typed fields. `"auto"` counts as unset. Raw `optimizer`
+    and `scheduler` sections are dropped: both are ours, from the typed fields.
+    """
+    training, stage = config.training, config.deepspeed.zero_stage
+    bucket = _BUCKET_ELEMENTS[config.topology.accelerator]
+    on_gpu = config.topology.accelerator == "gpu"
+    defaults: dict[str, Any] = {
+        "steps_per_print": _NEVER,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    if stage > 0:
+        defaults["zero_optimization"] = {
+            "overlap_comm": on_gpu,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        }
+    if stage == 3:
+        defaults["zero_optimization"] |= {
+            "stage3_prefetch_bucket_size": bucket // 4,
+            "stage3_param_persistence_threshold": 100_000,
+        }
+    size = config.topology.world_size
+    decided: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "train_batch_size": size * training.micro_batch_size * training.gradient_accumulation_steps,
+        "gradient_clipping": training.max_grad_norm,
+        "zero_optimization": {"stage": stage},
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": False},
+    }
+    if precision == "bf16" and stage > 0:  # stage 0 knows no other type than the model's
+        decided["data_types"] = {"grad_accum_dtype": "fp32"}
+    raw = _without_auto(config.deepspeed.config)
+    raw.pop("optimizer", None)
+    raw.pop("scheduler", None)
+    return merged(merged(defaults, raw), decided)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, object by object; neither is changed."""
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(below, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _without_auto(raw: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in raw.items() if value != "auto"}
+    return {k: _without_auto(v) if isinstance(v, Mapping) else v for k, v in kept.items()}
+
+
+def prepare(accelerator: str) -> None:
+    """Let DeepSpeed find our process group; before a model is loaded, which ZeRO-3 partitions on the way in."""
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    if accelerator == "cpu":
+        # Its shared-memory collectives would compile C++ for minutes at the first use.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False)
+
+
+def initialize(model: nn.Module, config: TrainConfig, settings: dict[str, Any]) -> Engine:
+    """The engine around `model`, with torch's fused AdamW; after `prepare`."""
+    engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(model, config), config=settings)
+    engine.train()  # from_pretrained leaves a model in evaluation mode, without dropout or recomputation
+    return engine
+
+
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; weight decay applies to matrices only, as usual: not to norms and biases."""
+    chosen = config.training.optimizer
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if chosen.weight_decay > 0:
+        matrices = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) > 1]
+        vectors = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) <= 1]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.training.learning_rate,
+        betas=chosen.betas,
+        eps=chosen.eps,
+        weight_decay=chosen.weight_decay,
+        fused=True,
+    )
+
+
+def set_learning_rate(engine: Engine, rate: float) -> None:
+    """Use `rate` for the next optimizer step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def step(engine: Engine) -> float:
+    """Clip and apply the reduced gradients; the global gradient norm before clipping, NaN if not finite."""
+    norm: Any = None
+    if not engine.zero_optimization() and not engine.bfloat16_enabled():
+        norm = local_gradient_norm(engine.module)  # reduced gradients are whole on every rank here
+    engine.step()
+    if norm is None:
+        norm = engine.get_global_grad_norm()
+    value = float("nan") if norm is None else float(norm)
+    return value if math.isfinite(value) and value >= 0 else float("nan")
+
+
+def local_gradient_norm(module: nn.Module) -> float:
+    """2-norm of the gradients that lie in `module`'s parameters."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))

@@ -1,0 +1,48 @@
+"""Mean loss over all supervised tokens of the held-out rows, exact whatever the number of ranks."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from sft_trainer.batches import Plan
+from sft_trainer.collate import Rows, collate
+from sft_trainer.distributed import World
+from sft_trainer.engine import Engine
+from sft_trainer.loss import supervised_loss
+
+_LARGEST_EXPONENT = 700.0  # exp of more is infinite, which JSON cannot say
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss in nats per supervised token, and what it took."""
+
+    loss: float
+    seconds: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(min(self.loss, _LARGEST_EXPONENT))
+
+
+def evaluate(engine: Engine, rows: Rows, plan: Plan, world: World) -> Evaluation | None:
+    """One pass over `rows` in the batches of `plan`; None where nothing is supervised. Collective."""
+    start = time.perf_counter()
+    total, supervised = 0.0, 0
+    engine.eval()
+    with torch.no_grad():
+        for step in range(plan.total_steps):
+            for micro in plan.micro_batches(step, world.rank):
+                batch = collate(micro, rows, world.device, packed=plan.packed)
+                total += float(supervised_loss(engine, batch))
+                supervised += batch.supervised
+    engine.train()
+    total, count = world.sum([total, supervised])
+    if count == 0:
+        return None
+    return Evaluation(total / count, time.perf_counter() - start)

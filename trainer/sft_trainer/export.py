@@ -1,0 +1,210 @@
+"""Writes the finished model as a Hugging Face folder, and believes in it only after reading it back.
+
+Staged, reloaded from disk, compared with the model in memory, then renamed: jobs/<name>/export is always a
+whole, checked model. All ranks take part, because under ZeRO-3 each holds a part of every tensor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+import transformers
+
+from sft_trainer import precision
+from sft_trainer.checkpoint import fence
+from sft_trainer.checkpoint.commit import require_space
+from sft_trainer.checkpoint.files import size_of, sync_directory
+from sft_trainer.config import TrainConfig
+from sft_trainer.data.tokenizer import Tokenizer, template_source
+from sft_trainer.engine import Engine
+from sft_trainer.errors import Crash
+from sft_trainer.layout import within
+from sft_trainer.loop import Parts
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_FOLDER = "adapter"  # beside the merged model, when both are asked for
+_PROBE_TOKENS = 64
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
+_OURS = ("config.json", "adapter_config.json", "README.md", ".gitattributes")
+# Largest allowed difference of logits, relative to the largest: rounding only.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
+
+State = dict[str, torch.Tensor]
+
+
+def export(parts: Parts, volume: Path) -> int:
+    """Write jobs/<name>/export; its size in bytes. Collective.
+
+    Raises:
+        Crash: with reason ExportCheckFailed, when what was read back is not what was trained.
+        VolumeFull, Fenced: as for a checkpoint.
+    """
+    ids = np.asarray(parts.rows.row(0)[0][:_PROBE_TOKENS], np.int64)
+    expected = _probe(parts.engine, ids, parts.world.device)
+    state = gathered(parts.engine)
+    size = parts.world.first(lambda: _write(parts, volume, state or {}, ids, expected))
+    if parts.world.is_first:
+        logger.info("export %s: %.1f MB, reloaded and checked", parts.store.folder.export.name, size / 1e6)
+    return size
+
+
+def gathered(engine: Engine) -> State | None:
+    """The trained tensors on the CPU of rank 0 (of adapters only, where the base is frozen). Collective."""
+    partial = any(not p.requires_grad for p in engine.module.parameters())
+    if engine.zero_optimization_stage() == 3:
+        state: State | None = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=partial)
+        return state
+    names = {name for name, p in engine.module.named_parameters() if p.requires_grad}
+    whole = engine.module.state_dict()
+    return {name: t.detach().cpu() for name, t in whole.items() if not partial or name in names}
+
+
+def _probe(model: Any, ids: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=torch.from_numpy(ids)[None].to(device), use_cache=False).logits
+    return logits[0].float().cpu()
+
+
+def _write(
+    parts: Parts, volume: Path, state: State, ids: np.ndarray[Any, Any], expected: torch.Tensor
+) -> int:
+    folder, config = parts.store.folder, parts.config
+    for stale in folder.root.glob(".export-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    staging = folder.root / f".export-{parts.store.fence.run_id}"
+    base = within(volume, config.model.directory)
+    require_space(folder.root, sum(t.numel() * t.element_size() for t in state.values()), "the export")
+    staging.mkdir()
+    dtype = export_dtype(base, parts.precision, full=config.training.method == "Full")
+    if config.training.method == "Full":
+        _write_full(parts.engine.module, state, staging, dtype)
+    else:
+        _write_adapters(parts, state, base, staging, dtype)
+    copy_companions(base, staging, config, volume)
+    _check(staging, base, parts, ids, expected, dtype)
+    for path in staging.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    sync_directory(staging)
+    fence.check(folder.fence, parts.store.fence)
+    if folder.export.exists():
+        folder.export.rename(folder.root / f".export-old-{parts.store.fence.run_id}")
+    staging.rename(folder.export)
+    sync_directory(folder.root)
+    shutil.rmtree(folder.root / f".export-old-{parts.store.fence.run_id}", ignore_errors=True)
+    return size_of(folder.export)
+
+
+def export_dtype(base: Path, trained: str, *, full: bool) -> torch.dtype:
+    """The base model's own type; bf16 where all weights were trained in bf16, which they no longer exceed."""
+    if full and trained == "bf16":
+        return torch.bfloat16
+    settings = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    name = settings.get("dtype") or settings.get("torch_dtype") or "float32"
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)
+
+
+def _write_full(module: Any, state: State, staging: Path, dtype: torch.dtype) -> None:
+    tied: dict[int, torch.Tensor] = {}  # a tensor under two names stays one, or it would be stored twice
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point() or tensor.dtype == dtype:
+            return tensor
+        return tied.setdefault(tensor.data_ptr(), tensor.to(dtype))
+
+    with _inference_settings(module):
+        module.save_pretrained(str(staging), state_dict={name: cast(t) for name, t in state.items()})
+    path = staging / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_adapters(parts: Parts, state: State, base: Path, staging: Path, dtype: torch.dtype) -> None:
+    """Put the trained adapters on a fresh copy of the base, so that frozen weights are exactly the base's."""
+    trained = parts.engine.module
+    settings = trained.peft_config["default"]
+    fresh = peft.get_peft_model(_load(base, dtype), settings)
+    peft.set_peft_model_state_dict(fresh, peft.get_peft_model_state_dict(trained, state_dict=state))
+    fresh.peft_config["default"].base_model_name_or_path = parts.config.model.directory
+    choice = parts.config.export.format
+    if choice != "Merged":
+        fresh.save_pretrained(str(staging / ADAPTER_FOLDER if choice == "Both" else staging))
+    if choice != "Adapter":
+        merged = fresh.merge_and_unload()
+        with _inference_settings(merged):
+            merged.save_pretrained(str(staging))
+
+
+@contextlib.contextmanager
+def _inference_settings(model: Any) -> Iterator[None]:
+    """Training turned the key-value cache off; the written config must not."""
+    before = model.config.use_cache
+    model.config.use_cache = True
+    try:
+        yield
+    finally:
+        model.config.use_cache = before
+
+
+def copy_companions(base: Path, staging: Path, config: TrainConfig, volume: Path) -> None:
+    """Everything of the base folder that is neither weights nor written by us: tokenizer, generation config.
+
+    Where the job replaces the chat template, the folder gets that one.
+    """
+    for path in sorted(base.iterdir()):
+        ours = path.name in _OURS or path.name.endswith(_WEIGHTS)
+        if path.is_file() and not ours:
+            shutil.copyfile(path, staging / path.name)
+    if config.model.chat_template is not None:
+        source, _ = template_source(base, Tokenizer(base), config.model.chat_template, volume)
+        (staging / "chat_template.jinja").write_text(source, encoding="utf-8")
+
+
+def _load(directory: Path, dtype: torch.dtype | str) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        str(directory), dtype=dtype, local_files_only=True
+    )
+
+
+def _check(
+    staging: Path,
+    base: Path,
+    parts: Parts,
+    ids: np.ndarray[Any, Any],
+    expected: torch.Tensor,
+    dtype: torch.dtype,
+) -> None:
+    """Load what was written and compare it with what was trained.
+
+    Raises:
+        Crash: a tensor is empty or not finite, or the model does not say what the trained one says.
+    """
+    adapter_only = parts.config.training.method == "LoRA" and parts.config.export.format == "Adapter"
+    model = _load(base if adapter_only else staging, dtype)
+    if adapter_only:
+        model = peft.PeftModel.from_pretrained(model, str(staging))
+    for name, tensor in model.state_dict().items():
+        if tensor.numel() == 0 or (tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())):
+            raise Crash(f"the exported tensor {name} is empty or not finite", "ExportCheckFailed")
+    logits = _probe(model, ids, torch.device("cpu"))
+    difference = float((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    tolerance = max(_TOLERANCE[dtype], _TOLERANCE[precision.dtype(parts.precision)])
+    if logits.shape != expected.shape or not difference <= tolerance:
+        raise Crash(
+            f"the exported model does not answer as the trained one (logits differ by {difference:.1e})",
+            "ExportCheckFailed",
+        )

@@ -1,0 +1,140 @@
+"""What the planner has to know about a model: from config.json and the weights' headers, without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from sft_trainer import layout, weights
+from sft_trainer.config import ModelFacts
+from sft_trainer.errors import UserError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_NAMES = {  # ours: what architectures call it
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "heads": ("num_attention_heads", "n_head", "n_heads"),
+    "vocabulary_size": ("vocab_size",),
+    "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+    "max_positions": (
+        "max_position_embeddings",
+        "n_positions",
+        "n_ctx",
+        "max_seq_len",
+        "max_sequence_length",
+    ),
+}
+_GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
+_POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings)\.weight$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
+
+
+def model_facts(directory: Path, resolved: str, relative: str) -> ModelFacts:
+    """Facts of the Hugging Face folder `directory`, which lies at `relative` in the workspace.
+
+    UserError ModelNotFound, UnsupportedModel, WeightsMissing or WeightsDamaged, with the fix.
+    """
+    document = read_config(directory)
+    architecture = _supported(document, directory)
+    shapes = weights.shapes(directory)
+    text = document.get("text_config") or document
+    numbers = {ours: _number(text, theirs) for ours, theirs in _NAMES.items()}
+    missing = [ours for ours in ("hidden_size", "layers", "heads", "vocabulary_size") if not numbers[ours]]
+    if missing:
+        raise UserError(
+            "UnsupportedModel",
+            f"{layout.shown(directory)}/config.json names no {missing[0].replace('_', ' ')}",
+        )
+    hidden = numbers["hidden_size"] or 0
+    tied = bool(document.get("tie_word_embeddings", text.get("tie_word_embeddings", True)))
+    tied = tied or not any(map(_HEAD.search, shapes))  # without a head of its own it can only be tied
+    return ModelFacts(
+        directory=relative,
+        resolved=resolved,
+        architecture=architecture,
+        parameters=parameters(shapes, tied),
+        embedding_parameters=embedding_parameters(shapes, tied),
+        lora_parameters_per_rank=lora_parameters_per_rank(shapes),
+        hidden_size=hidden,
+        intermediate_size=numbers["intermediate_size"] or 4 * hidden,
+        layers=numbers["layers"] or 0,
+        heads=numbers["heads"] or 0,
+        vocabulary_size=numbers["vocabulary_size"] or 0,
+        max_positions=numbers["max_positions"],
+        tied_embeddings=tied,
+    )
+
+
+def parameters(shapes: Shapes, tied: bool) -> int:
+    """Elements of all tensors; a tied head that was stored nevertheless counts once."""
+    return sum(prod(shape) for name, shape in shapes.items() if not (tied and _HEAD.search(name)))
+
+
+def embedding_parameters(shapes: Shapes, tied: bool) -> int:
+    """Elements of the input embedding, and of the head where it is not tied."""
+    return sum(
+        prod(shape)
+        for name, shape in shapes.items()
+        if _EMBEDDING.search(name) or (_HEAD.search(name) and not tied)
+    )
+
+
+def lora_parameters_per_rank(shapes: Shapes) -> int:
+    """Inputs plus outputs of every linear layer but the head: A is [r, in] and B is [out, r]."""
+    return sum(sum(shape) for name, shape in shapes.items() if _is_linear(name, shape))
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a model folder; UserError ModelNotFound if it is not there or not readable."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UserError(
+            "ModelNotFound",
+            f"the folder {layout.shown(directory)} holds no config.json, so it is no Hugging Face model; "
+            "model.path takes such a folder or a .gguf file",
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise UserError(
+            "UnsupportedModel", f"{layout.shown(directory)}/config.json is not valid JSON: {exc}"
+        ) from exc
+    if not isinstance(document, dict):
+        raise UserError("UnsupportedModel", f"{layout.shown(directory)}/config.json is not an object")
+    return document
+
+
+def _supported(document: Mapping[str, Any], directory: Path) -> str:
+    names = document.get("architectures") or [""]
+    architecture = str(names[0])
+    if not architecture.endswith(_GENERATES):
+        what = f"is a {architecture}" if architecture else "names no architecture"
+        raise UserError(
+            "UnsupportedModel",
+            f"the model {layout.shown(directory)} {what}; a causal language model is needed",
+        )
+    quantised = document.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
+        raise UserError(
+            "UnsupportedModel",
+            f"the model {layout.shown(directory)} is quantised ({method or 'unknown'}); "
+            "take the unquantised one",
+        )
+    return architecture
+
+
+def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    other = any(pattern.search(name) for pattern in (_EMBEDDING, _POSITIONS, _HEAD))
+    return len(shape) == 2 and name.endswith(".weight") and not other
+
+
+def _number(text: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    found = next((text[name] for name in names if text.get(name) is not None), None)
+    return int(found) if isinstance(found, int | float) else None

@@ -1,0 +1,79 @@
+"""Where things lie on the workspace volume: the only place that knows the names."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft_trainer import config
+
+
+def workspace() -> Path:
+    """The mounted workspace, from the environment."""
+    return Path(os.environ[config.ENV_WORKSPACE])
+
+
+def within(root: Path, relative: str) -> Path:
+    """`relative` under `root`, refused (ValueError) when it would leave it, through `..` or a link."""
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise ValueError(f"{relative!r} leaves the workspace")
+    return root / relative
+
+
+def shown(path: Path) -> str:
+    """`path` as users know it: relative to the workspace of this process if it lies in it, else its name."""
+    root = os.environ.get(config.ENV_WORKSPACE)
+    return path.relative_to(root).as_posix() if root and path.is_relative_to(root) else path.name
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """jobs/<name> of one SFTJob."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, workspace: Path, name: str) -> JobFolder:
+        """The folder of the SFTJob called `name`."""
+        return cls(workspace / "jobs" / name)
+
+    @property
+    def owner(self) -> Path:
+        """Uid and identity of the job whose checkpoints these are."""
+        return self.root / "owner.json"
+
+    @property
+    def fence(self) -> Path:
+        """The run that may commit; the last one started."""
+        return self.root / "fence.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Committed checkpoints, one directory each, and the pointer `latest.json`."""
+        return self.root / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """The finished model: a Hugging Face folder."""
+        return self.root / "export"
+
+    @property
+    def report(self) -> Path:
+        """Evaluation and training curves as files."""
+        return self.root / "report"
+
+    def logs(self, attempt: int) -> Path:
+        """Rank logs of one attempt."""
+        return self.root / "logs" / str(attempt)
+
+
+def data_cache(workspace: Path) -> Path:
+    """Tokenised data, by content hash, shared by all jobs of the workspace."""
+    return workspace / ".sftjob" / "cache" / "data"
+
+
+def model_cache(workspace: Path) -> Path:
+    """Downloaded or converted models, by content hash."""
+    return workspace / ".sftjob" / "cache" / "models"

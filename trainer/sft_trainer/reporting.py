@@ -1,0 +1,208 @@
+"""Tells people and the operator how a training goes: log lines, progress, metrics.jsonl, Prometheus.
+
+Every rank has one; only rank 0's speaks, apart from the metrics. Nothing here decides anything, and nothing
+here may stop a training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sft_trainer.config import CheckpointFact, Progress
+from sft_trainer.metrics import Metrics
+from sft_trainer.outcome import now
+from sft_trainer.progress import ProgressFile
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+_KEPT_CHECKPOINTS = 10
+_PACE_STEPS = 20  # steps over which speed and remaining time are averaged
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """One finished optimizer step. Tokens and loss are of all ranks, `own_*` of this one."""
+
+    step: int  # finished steps, this one included
+    epoch: float
+    loss: float | None  # mean per supervised token; None when nothing was supervised
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    supervised: int
+    seconds: float
+    own_tokens: int
+    own_supervised: int
+    own_padding: int
+    phases: Mapping[str, float]
+
+
+@dataclass
+class Journal:
+    """What the outcome will say of this run, kept up to date for the moment it ends."""
+
+    last_step: int | None = None
+    resumed_from_step: int | None = None
+    checkpoints: list[CheckpointFact] = field(default_factory=list)
+
+    @property
+    def last_verified_step(self) -> int | None:
+        """Step of the newest committed checkpoint."""
+        return max((fact.step for fact in self.checkpoints), default=None)
+
+
+class Reporter:
+    """Log, progress, curves and metrics of one rank."""
+
+    def __init__(
+        self,
+        *,
+        speaks: bool,
+        progress: Progress,
+        file: ProgressFile,
+        report: Path,
+        metrics: Metrics,
+        journal: Journal,
+    ) -> None:
+        self._speaks, self._file, self._report = speaks, file, report
+        self._progress, self._metrics, self._journal = progress, metrics, journal
+        self._pace: deque[tuple[int, float]] = deque(maxlen=_PACE_STEPS)
+        self._warned = False
+
+    def started(self, total_steps: int, resumed_from: int | None, precision: str, version: str) -> None:
+        """Training is about to begin, or to go on."""
+        self._journal.resumed_from_step, self._journal.last_step = resumed_from, resumed_from or 0
+        self._metrics.started(
+            total_steps=total_steps, resumed_from_step=resumed_from or 0, precision=precision, version=version
+        )
+        if not self._speaks:
+            return
+        self._drop_lines_after(resumed_from or 0)
+        self._publish(
+            state="Training", step=resumed_from or 0, total_steps=total_steps, resumed_from_step=resumed_from
+        )
+
+    def step(self, facts: StepFacts) -> None:
+        """An optimizer step ended."""
+        self._journal.last_step = facts.step
+        self._metrics.step(
+            step=facts.step,
+            loss=facts.loss,
+            learning_rate=facts.learning_rate,
+            gradient_norm=facts.gradient_norm,
+            tokens=facts.own_tokens,
+            supervised_tokens=facts.own_supervised,
+            padded_tokens=facts.own_padding,
+            step_seconds=facts.seconds,
+            phase_seconds=facts.phases,
+        )
+        if not self._speaks:
+            return
+        self._pace.append((facts.tokens, facts.seconds))
+        seconds = sum(s for _, s in self._pace)
+        speed = sum(t for t, _ in self._pace) / seconds if seconds > 0 else 0.0
+        total = self._progress.total_steps
+        remaining = int(seconds / len(self._pace) * (total - facts.step))
+        shown = "-" if facts.loss is None else f"{facts.loss:.4f}"
+        logger.info(
+            "step %d/%d loss %s lr %.3g grad %.3f tok/s %.0f eta %s",
+            *(facts.step, total, shown, facts.learning_rate, facts.gradient_norm, speed, duration(remaining)),
+        )
+        self._append(
+            step=facts.step,
+            epoch=round(facts.epoch, 4),
+            loss=facts.loss,
+            lr=facts.learning_rate,
+            grad_norm=facts.gradient_norm,
+            tokens=facts.tokens,
+            supervised_tokens=facts.supervised,
+            seconds=round(facts.seconds, 4),
+        )
+        self._publish(
+            state="Training",
+            step=facts.step,
+            epoch=facts.epoch,
+            loss=facts.loss,
+            learning_rate=facts.learning_rate,
+            tokens_per_second=round(speed, 1),
+            estimated_remaining_seconds=remaining,
+        )
+
+    def phase(
+        self, state: Literal["Starting", "Training", "Evaluating", "Saving", "Exporting", "Done"]
+    ) -> None:
+        """What this run is busy with now."""
+        self._publish(state=state)
+
+    def evaluated(self, step: int, loss: float, perplexity: float, seconds: float) -> None:
+        """An evaluation ended."""
+        self._metrics.evaluation(loss=loss, seconds=seconds)
+        if self._speaks:
+            logger.info("step %d eval loss %.4f perplexity %.3f (%.1f s)", step, loss, perplexity, seconds)
+            self._append(step=step, eval_loss=loss, perplexity=perplexity, seconds=round(seconds, 4))
+            self._publish(eval_loss=loss, perplexity=perplexity)
+
+    def saved(self, fact: CheckpointFact, kept: list[int], seconds: float) -> None:
+        """A checkpoint was committed; `kept` are the steps whose checkpoints lie there now."""
+        known = [old for old in self._journal.checkpoints if old.step in kept and old.step != fact.step]
+        self._journal.checkpoints = sorted([*known, fact], key=lambda f: f.step)[-_KEPT_CHECKPOINTS:]
+        self._metrics.checkpoint(step=fact.step, seconds=seconds, size_bytes=fact.bytes)
+        if self._speaks:
+            logger.info("checkpoint %s committed: %.1f MB in %.1f s", fact.name, fact.bytes / 1e6, seconds)
+            self._publish()
+
+    def _publish(self, **changes: object) -> None:
+        if not self._speaks:
+            return
+        always = {
+            "time": now(),
+            "last_verified_step": self._journal.last_verified_step,
+            "checkpoints": self._journal.checkpoints,
+        }
+        self._progress = self._progress.model_copy(update={**changes, **always})
+        self._file.write(self._progress)
+
+    def _append(self, **values: object) -> None:
+        try:
+            self._report.mkdir(parents=True, exist_ok=True)
+            with open(self._report / METRICS_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            if not self._warned:
+                logger.warning("the curves in %s are incomplete, training goes on: %s", METRICS_FILE, error)
+            self._warned = True
+
+    def _drop_lines_after(self, step: int) -> None:
+        """Steps behind the resumed checkpoint are about to happen again: their lines go."""
+        path = self._report / METRICS_FILE
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            logger.warning("the curves in %s could not be cut to step %d: %s", METRICS_FILE, step, error)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # half a line, from a run that was killed while writing it
+
+
+def duration(seconds: int) -> str:
+    """Seconds as 45s, 2m10s or 3h05m."""
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
