@@ -1,0 +1,136 @@
+"""The two inputs of the trainer: nothing is left to decide in a pod but what only a pod can see."""
+
+from __future__ import annotations
+
+from sft_trainer import config
+from sftjob_operator.api.v1alpha1 import ChatTemplate, DataSource, LoRA, SFTJob
+from sftjob_operator.desired.children import digest
+from sftjob_operator.planning.intent import Intent, intent
+from sftjob_operator.planning.plan import Plan
+
+_PERIOD_SECONDS = 900  # between checkpoints, where the spec names neither seconds nor steps
+
+
+def prepare_config(job: SFTJob) -> config.PrepareConfig:
+    """prepare.json."""
+    model, data = job.spec.model, job.spec.data
+    held_out = None
+    if data.eval is not None:
+        held_out = config.EvalSplit(
+            split_percent=data.eval.split_percent,
+            sources=[_source(index, source) for index, source in enumerate(data.eval.sources or ())],
+        )
+    return config.PrepareConfig(
+        job=_identity(job),
+        model=config.ModelSource(
+            path=model.path, uri=model.uri, chat_template=_chat_template(model.chat_template)
+        ),
+        data=config.DataConfig(
+            train=[_source(index, source) for index, source in enumerate(data.train)],
+            eval=held_out,
+            max_length=data.max_length,
+            packing=data.packing,
+            loss_on=data.loss_on,
+            on_too_long=data.on_too_long,
+            on_invalid_row=data.on_invalid_row,
+        ),
+        seed=job.spec.training.seed,
+    )
+
+
+def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number: int) -> config.TrainConfig:
+    """train.json of attempt `number`."""
+    spec, wanted = job.spec, intent(job.spec)
+    checkpoint = spec.checkpoint
+    period_seconds = checkpoint.period_seconds
+    if period_seconds is None and checkpoint.period_steps is None:
+        period_seconds = _PERIOD_SECONDS
+    return config.TrainConfig(
+        job=_identity(job),
+        attempt=number,
+        identity=identity(job, facts),
+        model=config.TrainModel(
+            directory=facts.model.directory, chat_template=_chat_template(spec.model.chat_template)
+        ),
+        data=config.TrainData(
+            cache=facts.data.cache, max_length=spec.data.max_length, packing=spec.data.packing
+        ),
+        training=_training(job, chosen, wanted),
+        deepspeed=config.DeepSpeed(
+            zero_stage=chosen.zero_stage,
+            activation_checkpointing=chosen.activation_checkpointing,
+            config=dict(wanted.raw),
+        ),
+        topology=config.Topology(
+            nodes=wanted.nodes, processes_per_node=wanted.processes_per_node, accelerator=wanted.accelerator
+        ),
+        checkpoint=config.Checkpointing(
+            period_steps=checkpoint.period_steps,
+            period_seconds=period_seconds,
+            keep_last=checkpoint.retain.last,
+            on_existing=checkpoint.on_existing,
+        ),
+        evaluation=config.Evaluation(period_steps=spec.evaluation.period_steps),
+        export=config.Export(format=spec.export.format),
+    )
+
+
+def identity(job: SFTJob, facts: config.PrepareResult) -> str:
+    """Digest of what must not change under a checkpoint: model, data, seed, which weights are trained."""
+    training = job.spec.training
+    adapters = _lora(job).model_dump() if training.method == "LoRA" else None
+    return digest([facts.model.resolved, facts.data.hash, training.seed, training.method, adapters], 16)
+
+
+def _training(job: SFTJob, chosen: Plan, wanted: Intent) -> config.Training:
+    spec = job.spec.training
+    beta1, beta2 = spec.optimizer.betas
+    return config.Training(
+        method=spec.method,
+        lora=_lora(job) if spec.method == "LoRA" else None,
+        epochs=1 if spec.epochs is None and spec.max_steps is None else spec.epochs,
+        max_steps=spec.max_steps,
+        global_batch_size=wanted.global_batch_size,
+        micro_batch_size=chosen.micro_batch_size,
+        gradient_accumulation_steps=chosen.gradient_accumulation_steps,
+        learning_rate=spec.learning_rate,
+        scheduler=config.Scheduler(
+            type=spec.scheduler.type,
+            warmup_steps=spec.scheduler.warmup_steps,
+            min_learning_rate=spec.scheduler.min_learning_rate,
+        ),
+        optimizer=config.Optimizer(
+            type=spec.optimizer.type,
+            betas=(beta1, beta2),
+            eps=spec.optimizer.eps,
+            weight_decay=spec.optimizer.weight_decay,
+        ),
+        max_grad_norm=wanted.max_grad_norm,
+        precision=wanted.precision or "Auto",
+        seed=spec.seed,
+    )
+
+
+def _lora(job: SFTJob) -> config.LoRA:
+    lora = job.spec.training.lora or LoRA()
+    return config.LoRA(
+        rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, target_modules=list(lora.target_modules)
+    )
+
+
+def _identity(job: SFTJob) -> config.JobIdentity:
+    return config.JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid)
+
+
+def _source(index: int, source: DataSource) -> config.DataSource:
+    return config.DataSource(
+        name=source.name or str(index),
+        path=source.path,
+        inline=source.inline,
+        format=source.format,
+        columns=dict(source.columns),
+    )
+
+
+def _chat_template(template: ChatTemplate | None) -> config.ChatTemplate | None:
+    return None if template is None else config.ChatTemplate(path=template.path, preset=template.preset)

@@ -1,0 +1,44 @@
+"""What a pass wants done, as data: the core lists effects, the shell carries them out in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sftjob_operator.api.objects import Manifest, Ref
+
+
+@dataclass(frozen=True)
+class Create:
+    """Create once; never applied again.
+
+    A name that is taken is fine when the object there has the same controller (ownerReferences uid); another
+    one's (an earlier SFTJob of this name whose children are still being collected) means: try again later.
+    """
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Server-side apply."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Patch:
+    """JSON merge patch; an object that is gone meanwhile is fine, the next pass sees it."""
+
+    ref: Ref
+    patch: Manifest
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete with background propagation; `uid` None = whatever has this name."""
+
+    ref: Ref
+    uid: str | None = None
+
+
+Effect = Create | Apply | Patch | Delete

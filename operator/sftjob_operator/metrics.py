@@ -1,0 +1,121 @@
+"""The operator's own Prometheus metrics.
+
+What happens is counted where it happens; what *is* (queue, jobs, progress) is read from its owner at every
+scrape by a collector, so a series vanishes with its object and nobody has to remember to remove it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from sft_trainer.config import Progress
+from sftjob_operator.cluster.base import Key, View
+from sftjob_operator.workqueue import WorkQueue
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PASS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+JOB_GAUGES: tuple[tuple[str, str, Callable[[Progress], float | None]], ...] = (
+    ("step", "Optimizer steps the trainer has done.", lambda progress: progress.step),
+    ("steps", "Optimizer steps in all.", lambda progress: progress.total_steps),
+    ("loss", "Mean training loss of the last step.", lambda progress: progress.loss),
+    ("tokens_per_second", "Tokens per second over all ranks.", lambda progress: progress.tokens_per_second),
+)
+
+
+class Metrics:
+    """One registry per operator process."""
+
+    def __init__(self) -> None:
+        """All series start at zero."""
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series per counter, read by nobody
+        self.registry = CollectorRegistry()
+        self._reconciles = Counter(
+            "sftjob_operator_reconcile",
+            "Passes over an SFTJob, by result: ok, retry (the cluster failed) or error (we did).",
+            ["result"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "sftjob_operator_reconcile_seconds",
+            "Duration of a pass over an SFTJob.",
+            buckets=PASS_BUCKETS,
+            registry=self.registry,
+        )
+        self._requests = Counter(
+            "sftjob_operator_api_requests",
+            "Requests of the reconciler to the API server, by verb and status code (error: no answer).",
+            ["verb", "code"],
+            registry=self.registry,
+        )
+        self._leader = Gauge(
+            "sftjob_operator_leader", "1 where this replica does the work, else 0.", registry=self.registry
+        )
+        for result in ("ok", "retry", "error"):
+            self._reconciles.labels(result)
+
+    def on_pass(self, result: str, seconds: float) -> None:
+        """A pass is over."""
+        self._reconciles.labels(result).inc()
+        self._seconds.observe(seconds)
+
+    def on_request(self, verb: str, code: str) -> None:
+        """The API server answered, or not."""
+        self._requests.labels(verb, code).inc()
+
+    def watch_leader(self, leading: Callable[[], bool]) -> None:
+        """Whom to ask whether this replica works."""
+        self._leader.set_function(leading)
+
+    def watch(self, queue: WorkQueue[Key], view: View, progress: Mapping[Key, Progress]) -> None:
+        """Add what is read at every scrape."""
+        self.registry.register(_World(queue, view, progress))
+
+    def exposition(self) -> bytes:
+        """The text format of all series."""
+        return generate_latest(self.registry)
+
+
+class _World(Collector):
+    def __init__(self, queue: WorkQueue[Key], view: View, progress: Mapping[Key, Progress]) -> None:
+        self._queue, self._view, self._progress = queue, view, progress
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        return []  # nothing is scraped just to register
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        prefix = "sftjob_operator"
+        yield GaugeMetricFamily(
+            f"{prefix}_queue_depth", "SFTJobs that are due and wait for a worker.", value=self._queue.depth
+        )
+        yield GaugeMetricFamily(
+            f"{prefix}_queue_oldest_seconds",
+            "How long the first of them has been waiting.",
+            value=self._queue.oldest_seconds,
+        )
+        phases: dict[str, int] = {}
+        for key in self._view.keys():
+            body = self._view.sftjob(key) or {}
+            phase = str((body.get("status") or {}).get("phase") or "Pending")
+            phases[phase] = phases.get(phase, 0) + 1
+        jobs = GaugeMetricFamily(f"{prefix}_jobs", "SFTJobs by phase.", labels=["phase"])
+        for phase, count in sorted(phases.items()):
+            jobs.add_metric([phase], count)
+        yield jobs
+        for name, text, value in JOB_GAUGES:
+            family = GaugeMetricFamily(f"{prefix}_job_{name}", text, labels=["namespace", "sftjob"])
+            for key, progress in self._progress.items():
+                number = value(progress)
+                if number is not None:
+                    family.add_metric([key.namespace, key.name], number)
+            yield family

@@ -1,0 +1,80 @@
+"""What has to be read for this pass, so that nothing is read when nothing depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sftjob_operator.api import names
+from sftjob_operator.api.objects import Manifest, Ref
+from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.batchjob import BatchJob
+from sftjob_operator.observe import Observed, attempt_ref, is_settled, observe
+from sftjob_operator.settings import Settings
+
+QUIET_SECONDS = 4.0
+"""Pods that have just been created are not asked why they are not ready."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Reads the shell makes before `step`. Everything defaults to: nothing."""
+
+    jobs: tuple[Ref, ...] = ()
+    """Jobs that status knows and the view lacks: `get` them from the API server and add those found to
+    World.jobs (a stale view and a deleted Job look alike)."""
+    prerequisites: tuple[Ref, ...] = ()
+    """PersistentVolumeClaim and Secrets: `get` each; those not there go to World.missing."""
+    pods: bool = False
+    """List pods with `pod_labels` into World.pods."""
+    progress: bool = False
+    """Fetch /progress of the pod with `pod_labels` and completion index 0 into World.progress."""
+    pod_labels: Mapping[str, str] = field(default_factory=dict)
+    hardware: bool = False
+    """World.hardware is going to be used (a plan is due)."""
+
+
+def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime, settings: Settings) -> Needs:
+    """Which reads the next `step` for this SFTJob and these Jobs (as the view has them) depends on."""
+    if job.metadata.get("deletionTimestamp") or is_settled(job.status):
+        return Needs()
+    seen = observe(job, jobs, settings)
+    if seen.attempt_open and seen.attempt is None:
+        return Needs(jobs=(attempt_ref(job, seen.number),))
+    focus = seen.focus
+    labels = {} if focus is None else _pod_labels(job, seen)
+    if focus is not None and not _is_over(focus):
+        watched = not focus.suspended and not focus.deleting
+        return Needs(
+            pods=watched and not focus.all_ready and focus.age(now) >= QUIET_SECONDS,
+            progress=watched and seen.attempt_open and focus.ready > 0,
+            pod_labels=labels,
+        )
+    ahead = not job.spec.suspend
+    return Needs(
+        prerequisites=prerequisites(job) if ahead else (),
+        pods=focus is not None,
+        pod_labels=labels,
+        hardware=ahead,
+    )
+
+
+def prerequisites(job: SFTJob) -> tuple[Ref, ...]:
+    """What must exist before a pod is made: the claim, and the Secrets which the spec names."""
+    spec, namespace = job.spec, job.namespace
+    secrets = [secret.name for secret in spec.workers.image_pull_secrets]
+    if spec.model.secret_ref is not None:
+        secrets.append(spec.model.secret_ref.name)
+    claim = Ref("v1", "PersistentVolumeClaim", namespace, spec.workspace.claim_name)
+    return (claim, *(Ref("v1", "Secret", namespace, name) for name in dict.fromkeys(secrets)))
+
+
+def _is_over(focus: BatchJob) -> bool:
+    return focus.finished or focus.failing is not None
+
+
+def _pod_labels(job: SFTJob, seen: Observed) -> dict[str, str]:
+    if seen.attempt_open:
+        return names.labels(job.name, names.ROLE_TRAIN, seen.number)
+    return names.labels(job.name, names.ROLE_PREPARE)

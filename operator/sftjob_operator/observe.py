@@ -1,0 +1,84 @@
+"""Where an SFTJob stands, from status and Jobs: the newest attempt, and which Job is in question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sftjob_operator.api import names
+from sftjob_operator.api.objects import Manifest, Ref
+from sftjob_operator.api.status import AttemptStatus, Status
+from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.batchjob import BatchJob, Children, children
+from sftjob_operator.desired.prepare import prepare_input, prepare_name
+from sftjob_operator.prepared import Prepared, stored
+from sftjob_operator.settings import Settings
+
+_OVER = ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Facts about one SFTJob, without pods."""
+
+    children: Children
+    number: int
+    """Newest attempt known to status or seen as a Job; 0 = none yet."""
+    record: AttemptStatus | None
+    """What status says of it."""
+    attempt: BatchJob | None
+    """Its Job."""
+    prepared: Prepared
+    """Of the present input; that of the start once the job has started."""
+    preparing: BatchJob | None
+    """The prepare Job of the present input and try; None when there is none, or no need of one."""
+    prepare_name: str
+    """Its name."""
+
+    @property
+    def attempt_open(self) -> bool:
+        """The newest attempt has not been settled yet."""
+        return self.number > 0 and (self.record is None or self.record.state not in _OVER)
+
+    @property
+    def focus(self) -> BatchJob | None:
+        """The Job in question: the open attempt's, else the prepare Job."""
+        return self.attempt if self.attempt_open else self.preparing
+
+
+def observe(job: SFTJob, manifests: Sequence[Manifest], settings: Settings) -> Observed:
+    """Put status and Jobs together. Either may be the older one: the newest attempt is the larger number."""
+    found = children(job, manifests)
+    status = job.status
+    records = {record.number: record for record in status.attempts}
+    number = max([*records, *found.attempts], default=0)
+    prepared = _prepared(job, settings)
+    name = prepare_name(job, prepared.input, prepared.tries + 1)
+    return Observed(
+        children=found,
+        number=number,
+        record=records.get(number),
+        attempt=found.attempts.get(number),
+        prepared=prepared,
+        preparing=None if prepared.result() is not None else found.prepare.get(name),
+        prepare_name=name,
+    )
+
+
+def attempt_ref(job: SFTJob, number: int) -> Ref:
+    """Address of an attempt's Job."""
+    return Ref("batch/v1", "Job", job.namespace, names.attempt(job.name, number))
+
+
+def is_settled(status: Status) -> bool:
+    """Terminal is terminal: complete, or failed after the start (before it a second apply can repair)."""
+    true = {condition.type for condition in status.conditions if condition.status == "True"}
+    return "Complete" in true or ("Failed" in true and status.start_time is not None)
+
+
+def _prepared(job: SFTJob, settings: Settings) -> Prepared:
+    kept = stored(job.status)
+    if kept is not None and job.status.start_time is not None and kept.result() is not None:
+        return kept  # the volume holds it; whatever of the spec can still change does not concern it
+    current = prepare_input(job, settings)
+    return kept if kept is not None and kept.input == current else Prepared(input=current)

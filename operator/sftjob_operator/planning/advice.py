@@ -1,0 +1,100 @@
+"""What to say when nothing fits: the need, what there is, and the smallest changes that would fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sft_trainer.config import ModelFacts
+from sftjob_operator.api.status import PlanStatus
+from sftjob_operator.api.v1alpha1 import Spec
+from sftjob_operator.planning.batch import SpecError
+from sftjob_operator.planning.hardware import Hardware, gibibytes, quantity_bytes
+from sftjob_operator.planning.plan import NoFit, Plan, plan
+
+_MOST_NODES = 64
+
+Changes = dict[str, dict[str, Any]]
+
+
+def fits_message(spec: Spec, chosen: PlanStatus) -> str:
+    """One sentence for Planned=True."""
+    unit = "GPU" if spec.workers.gpus_per_node else "process"
+    passes = chosen.gradient_accumulation_steps
+    parts = [f"ZeRO-{chosen.zero_stage}", f"micro-batch {chosen.micro_batch_size} x {passes} per {unit}"]
+    if chosen.activation_checkpointing == "Full":
+        parts.append("activation checkpointing")
+    need = quantity_bytes(chosen.memory.per_gpu)
+    if chosen.memory.available is None:
+        parts.append(f"about {gibibytes(need)} per {unit} (what there is, is unknown)")
+    else:
+        parts.append(f"{need / 2**30:.1f} of {gibibytes(quantity_bytes(chosen.memory.available))} per {unit}")
+    return ", ".join(parts)
+
+
+def no_fit_message(spec: Spec, model: ModelFacts, hardware: Hardware, result: NoFit) -> str:
+    """One or two sentences for Planned=False: estimate, available, and what would fit."""
+    unit = "GPU" if spec.workers.gpus_per_node else "process"
+    least = result.smallest
+    ways = [way for way in (_nodes(spec, model, hardware), *_changes(spec, model, hardware)) if way]
+    advice = f"it would fit with {' or '.join(ways)}" if ways else f"use a {unit} with more memory"
+    checkpointing = " with activation checkpointing" if least.checkpointing == "Full" else ""
+    return (
+        f"training needs about {gibibytes(least.memory.total)} per {unit} at least (ZeRO-{least.stage}, "
+        f"micro-batch {least.micro}{checkpointing}), but there are {gibibytes(result.available_bytes)}; "
+        f"{advice}"
+    )
+
+
+def _nodes(spec: Spec, model: ModelFacts, hardware: Hardware) -> str | None:
+    ranks = spec.workers.gpus_per_node or spec.workers.processes_per_node or 1
+    nodes = spec.workers.nodes * 2
+    while nodes <= _MOST_NODES:
+        more: Changes = {"workers": {"nodes": nodes}}
+        words = f"spec.workers.nodes: {nodes}"
+        if spec.training.global_batch_size % (nodes * ranks):
+            size = -(-spec.training.global_batch_size // (nodes * ranks)) * nodes * ranks
+            more["training"] = {"global_batch_size": size}
+            words += f" (and spec.training.globalBatchSize: {size})"
+        if _would_fit(spec, model, hardware, more):
+            return words
+        nodes *= 2
+    return None
+
+
+def _changes(spec: Spec, model: ModelFacts, hardware: Hardware) -> list[str]:
+    free = {"zero_stage": None, "micro_batch_size": None, "activation_checkpointing": None}
+    set_by_user = [
+        f"spec.deepspeed.{alias}"
+        for name, alias in zip(free, ("zeroStage", "microBatchSize", "activationCheckpointing"), strict=True)
+        if getattr(spec.deepspeed, name) is not None
+    ]
+    left = f"{' and '.join(set_by_user)} left to the planner"
+    lora: Changes = {"training": {"method": "LoRA"}}
+    can_lora = spec.training.method == "Full"
+    found: list[str] = []
+    if set_by_user and _would_fit(spec, model, hardware, {"deepspeed": free}):
+        found.append(left)
+    if can_lora and _would_fit(spec, model, hardware, lora):
+        found.append("spec.training.method: LoRA")
+    if (
+        not found
+        and can_lora
+        and set_by_user
+        and _would_fit(spec, model, hardware, {**lora, "deepspeed": free})
+    ):
+        found.append(f"spec.training.method: LoRA and {left}")
+    length = spec.data.max_length // 2
+    while length >= 256:
+        if _would_fit(spec, model, hardware, {"data": {"max_length": length}}):
+            found.append(f"spec.data.maxLength: {length}")
+            break
+        length //= 2
+    return found
+
+
+def _would_fit(spec: Spec, model: ModelFacts, hardware: Hardware, change: Changes) -> bool:
+    parts = {name: getattr(spec, name).model_copy(update=update) for name, update in change.items()}
+    try:
+        return isinstance(plan(spec.model_copy(update=parts), model, hardware), Plan)
+    except SpecError:
+        return False

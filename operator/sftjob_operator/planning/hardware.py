@@ -1,0 +1,47 @@
+"""What the planner knows of the machines, and reading Kubernetes quantities."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+DEFAULT_GPU_MEMORY = 40 * 2**30
+"""Assumed where neither the operator's settings nor a node label tells: the small A100."""
+
+_QUANTITY = re.compile(r"^([+-]?[0-9]+(?:\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+|[KMGTPE]i|[numkMGTPE]|)$")
+_BINARY = {"Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4, "Pi": 5, "Ei": 6}
+_DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Memory of what the shell could find out, in bytes; None = unknown."""
+
+    gpu_memory_bytes: int | None = None
+    """Of one GPU: operator setting, or the node label nvidia.com/gpu.memory."""
+    host_memory_bytes: int | None = None
+    """Of one pod of a CPU job where spec.workers.resources does not say; LocalCluster knows its machine."""
+
+
+def quantity_bytes(quantity: int | str) -> int:
+    """Bytes of a Kubernetes quantity (500Mi, 1G, 1e9, 128974848); ValueError names what is not one."""
+    match = _QUANTITY.match(str(quantity).strip())
+    if match is None:
+        raise ValueError(f"{quantity!r} is not a quantity such as 500Mi, 64Gi or 1e9")
+    number, suffix = Decimal(match[1]), match[2]
+    if suffix in _BINARY:
+        return int(number * 1024 ** _BINARY[suffix])
+    if suffix[:1] in ("e", "E") and len(suffix) > 1:
+        return int(number * Decimal(10) ** int(suffix[1:]))
+    return int(number * Decimal(10) ** _DECIMAL[suffix])
+
+
+def mebibytes(number: int) -> str:
+    """Bytes as a quantity for status, rounded up: 61200Mi."""
+    return f"{-(-number // 2**20)}Mi"
+
+
+def gibibytes(number: int) -> str:
+    """Bytes for a sentence: 61.2 GiB."""
+    return f"{number / 2**30:.1f} GiB"

@@ -1,0 +1,105 @@
+"""Bytes that one rank needs, from the model's facts: an upper estimate, explained in docs/planning.md.
+
+States: ZeRO (https://arxiv.org/abs/1910.02054, sections 3.1 and 5). Activations: the counting of Korthikanti
+et al. (https://arxiv.org/abs/2205.05198, section 4.1) redone for gated MLPs, RMSNorm in fp32 and attention
+that stores no scores. The trainer's own: sft_trainer.engine (buckets), sft_trainer.loss (logits exist once).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from sft_trainer.config import ModelFacts
+
+GIB = 2**30
+_BUCKET_ELEMENTS = {"gpu": 200_000_000, "cpu": 10_000_000}  # what sft_trainer.engine asks DeepSpeed for
+_OVERHEAD = {"gpu": int(1.75 * GIB), "cpu": 1 * GIB}  # CUDA context and NCCL; interpreter and libraries
+_LOSS_CHUNK = 3 * 64 * 2**20  # fp32 copies of a chunk of logits
+_SLACK = {"gpu": 0.08, "cpu": 0.20}  # of everything: fragmentation of the allocator
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the need depends on, beside the model."""
+
+    world_size: int
+    zero_stage: int
+    micro_batch_size: int
+    max_length: int
+    checkpointing: bool
+    precision: Literal["bf16", "fp32"]
+    accelerator: Literal["gpu", "cpu"]
+    lora_rank: int | None
+    """None = all weights are trained."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    activations: int
+    logits: int
+    overhead: int
+    slack: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, each.name) for each in fields(self))
+
+
+def estimate(model: ModelFacts, shape: Shape) -> Memory:
+    """The need of one rank."""
+    size = 2 if shape.precision == "bf16" else 4
+    trained = (
+        model.parameters if shape.lora_rank is None else model.lora_parameters_per_rank * shape.lora_rank
+    )
+    parameters = model.parameters + (0 if shape.lora_rank is None else trained)
+    share, stage = max(shape.world_size, 1), shape.zero_stage
+    weights = parameters * size
+    if stage == 3:
+        weights = weights // share + _gathered(model) * size
+    # fp32: the master copy (not where weights are fp32 themselves and nothing is partitioned), two moments
+    master = 0 if size == 4 and stage == 0 else 4
+    optimizer = trained * (master + 8) // (share if stage >= 1 else 1)
+    gradients = trained * 4 // (share if stage >= 2 else 1)
+    bucket = min(trained, _BUCKET_ELEMENTS[shape.accelerator]) * size * 2 if stage >= 1 else 0
+    logits = shape.micro_batch_size * shape.max_length * model.vocabulary_size * size + _LOSS_CHUNK
+    activations, overhead = _activations(model, shape, size), _OVERHEAD[shape.accelerator]
+    needed = weights + gradients + optimizer + bucket + activations + logits + overhead
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        buffers=bucket,
+        activations=activations,
+        logits=logits,
+        overhead=overhead,
+        slack=int(needed * _SLACK[shape.accelerator]),
+    )
+
+
+def _gathered(model: ModelFacts) -> int:
+    """Elements that ZeRO-3 holds whole at a time: two layers (one is prefetched), or the embeddings."""
+    layer = (model.parameters - model.embedding_parameters) // max(model.layers, 1)
+    return max(2 * layer, model.embedding_parameters)
+
+
+def _activations(model: ModelFacts, shape: Shape, size: int) -> int:
+    """Stored for the backward pass. Per token and layer, in elements of the model's type:
+
+    2 norm outputs, q, k, v, attention output, its projection and the residual (8 hidden), gate, up,
+    activation and their product (4 intermediate); besides two norm inputs in fp32 (2 hidden x 4 bytes).
+    Per layer the mask that tells the documents of a pack apart, twice, in the model's type (measured).
+    """
+    tokens = shape.micro_batch_size * shape.max_length
+    hidden, middle = model.hidden_size, model.intermediate_size
+    layer = tokens * (size * (8 * hidden + 4 * middle) + 8 * hidden) + 2 * size * tokens * shape.max_length
+    if shape.checkpointing:  # the input of every layer, and one layer at a time in full
+        return tokens * model.layers * size * hidden + layer
+    return model.layers * layer

@@ -1,0 +1,125 @@
+"""Whether a spec can be worked on: what the schema's CEL rules cannot see, said with the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from sftjob_operator.api import names
+from sftjob_operator.api.objects import Manifest
+from sftjob_operator.api.v1alpha1 import EnvVar, PodTemplate, SFTJob, Spec
+from sftjob_operator.desired.podspec import OUR_VOLUMES
+from sftjob_operator.planning.batch import SpecError
+from sftjob_operator.planning.hardware import quantity_bytes
+from sftjob_operator.planning.intent import intent
+
+_INLINE_BYTES = 512 * 1024  # a ConfigMap holds 1 MiB, and JSON escapes
+
+
+def read_sftjob(manifest: Manifest) -> SFTJob:
+    """Parse an object as the API server stored it; ValueError says which field cannot be read."""
+    try:
+        return SFTJob.model_validate(manifest)
+    except ValidationError as error:
+        found = [f"{_path(item['loc'])}: {item['msg']}" for item in error.errors()[:3]]
+        more = f" (and {error.error_count() - 3} more)" if error.error_count() > 3 else ""
+        raise ValueError("; ".join(found) + more) from None
+
+
+def objection(job: SFTJob) -> SpecError | None:
+    """Why this spec cannot run; None when it can."""
+    try:
+        _same_size(job, intent(job.spec).world_size)
+        for check in (_environment, _templates, _quantities, _inline):
+            check(job.spec)
+    except SpecError as error:
+        return error
+    return None
+
+
+def _same_size(job: SFTJob, world_size: int) -> None:
+    """A checkpoint can only be resumed by as many ranks as wrote it: say so before the trainer has to."""
+    status = job.status
+    has_trained = status.progress is not None or status.last_verified_step is not None
+    if status.plan is not None and has_trained and status.plan.world_size != world_size:
+        raise SpecError(
+            "WorldSizeChanged",
+            f"spec.workers asks for {world_size} ranks, but the checkpoints of this job were written by "
+            f"{status.plan.world_size}: set spec.workers back, or create a new job under another name",
+        )
+
+
+def _environment(spec: Spec) -> None:
+    for path, variables in (("spec.workers.env", spec.workers.env), ("spec.prepare.env", spec.prepare.env)):
+        for variable in variables:
+            _check_variable(path, variable)
+
+
+def _check_variable(path: str, variable: EnvVar) -> None:
+    if variable.name.startswith("SFTJOB_") or variable.name == "JOB_COMPLETION_INDEX":
+        raise SpecError("ReservedName", f"{path}: {variable.name} is set by the operator: remove it")
+
+
+def _templates(spec: Spec) -> None:
+    for path, template in (
+        ("spec.workers.podTemplate", spec.workers.pod_template),
+        ("spec.prepare.podTemplate", spec.prepare.pod_template),
+    ):
+        for taken in _taken(template):
+            raise SpecError("ReservedName", f"{path}.{taken}: rename it")
+
+
+def _taken(template: PodTemplate) -> Iterator[str]:
+    ours = (names.LABEL_JOB, names.LABEL_ATTEMPT, names.LABEL_ROLE, names.LABEL_MANAGED_BY)
+    for label in template.metadata.labels:
+        if label in ours:
+            yield f"metadata.labels: {label} is set by the operator"
+    for volume in template.spec.volumes:
+        if volume.get("name") in OUR_VOLUMES:
+            yield f"spec.volumes: {volume['name']} is a volume of the operator's"
+
+
+def _quantities(spec: Spec) -> None:
+    workers = spec.workers
+    for path, resources in (
+        ("spec.workers.resources", workers.resources),
+        ("spec.prepare.resources", spec.prepare.resources),
+    ):
+        for kind in ("requests", "limits"):
+            for name, value in getattr(resources, kind).items():
+                _quantity(f"{path}.{kind}.{name}", value)
+    if workers.shared_memory is not None:
+        _quantity("spec.workers.sharedMemory", workers.shared_memory)
+    if workers.gpus_per_node:
+        for kind in ("requests", "limits"):
+            stated = getattr(workers.resources, kind).get(workers.gpu_resource_name)
+            if stated is not None and str(stated) != str(workers.gpus_per_node):
+                raise SpecError(
+                    "ResourceConflict",
+                    f"spec.workers.resources.{kind}.{workers.gpu_resource_name} is {stated}, but "
+                    f"spec.workers.gpusPerNode is {workers.gpus_per_node}: remove the former",
+                )
+
+
+def _quantity(path: str, value: int | str) -> None:
+    try:
+        quantity_bytes(value)
+    except ValueError as error:
+        raise SpecError("InvalidQuantity", f"{path}: {error}") from None
+
+
+def _inline(spec: Spec) -> None:
+    sources = [*spec.data.train, *((spec.data.eval.sources or ()) if spec.data.eval else ())]
+    size = sum(len((source.inline or "").encode()) for source in sources)
+    if size > _INLINE_BYTES:
+        raise SpecError(
+            "InlineDataTooLarge",
+            f"spec.data: the inline sources have {size:,} bytes together, more than {_INLINE_BYTES:,}: put "
+            "them into a file in the workspace and use path",
+        )
+
+
+def _path(location: tuple[Any, ...]) -> str:
+    return ".".join(str(part) for part in location) or "the object"

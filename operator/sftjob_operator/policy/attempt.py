@@ -1,0 +1,120 @@
+"""The open attempt: it lives, it has ended well, or it has ended otherwise."""
+
+from __future__ import annotations
+
+from sft_trainer.config import TrainResult
+from sftjob_operator.api.objects import Manifest
+from sftjob_operator.api.status import AttemptStatus, ProgressStatus, ResultStatus
+from sftjob_operator.batchjob import BatchJob
+from sftjob_operator.effects import Delete
+from sftjob_operator.failure import disrupted, failure, without_result
+from sftjob_operator.observe import Observed
+from sftjob_operator.pods import PodEnd, lost_pod, of_job, pod_end
+from sftjob_operator.policy.decision import Answer, Decision, Say, not_running
+from sftjob_operator.policy.records import live_record, new_record, with_outcome, with_record
+from sftjob_operator.policy.restart import after_failure
+from sftjob_operator.policy.running import watch
+from sftjob_operator.policy.suspend import hold, paused
+from sftjob_operator.reports import decimal, rfc3339, sentence
+from sftjob_operator.world import World
+
+_AGAIN_SECONDS = 1.0
+_STOPPING_SECONDS = 5.0
+
+
+def follow(world: World, seen: Observed) -> Answer:
+    """What becomes of the newest attempt, which is not settled."""
+    job, child = world.job, seen.attempt
+    record = seen.record or new_record(job, seen.number)
+    if child is None:  # the API server itself was asked (needs.jobs)
+        return after_failure(world, record, disrupted(f"its Job {record.job_name} was deleted"), None)
+    if child.deleting:
+        message = f"attempt {record.number}: Job {child.name} is being deleted"
+        return Decision(job.status, not_running("Stopping", message), requeue=_STOPPING_SECONDS)
+    pods = None if world.pods is None else of_job(world.pods, child)
+    if child.finished or child.failing is not None:
+        return _ended(world, record, child, pods)
+    if job.spec.suspend or child.suspended:
+        record = live_record(record, child)
+        status = with_record(job.status, record)
+        return hold(status, child) if job.spec.suspend else paused(status, child)
+    lost = None if pods is None else lost_pod(pods, world.now)
+    if lost is not None:
+        return _lost(world, record, child, lost)
+    return watch(world, record, child)
+
+
+def _ended(world: World, record: AttemptStatus, child: BatchJob, pods: list[Manifest] | None) -> Answer:
+    if pods is None:  # seen only after this pass had read what it needs
+        status = with_record(world.job.status, record)
+        return Decision(
+            status, not_running("Stopping", f"attempt {record.number} has ended"), requeue=_AGAIN_SECONDS
+        )
+    ends = [end for end in map(pod_end, pods) if end is not None]
+    if child.complete:
+        result = _result(ends)
+        if result is not None:
+            return _complete(world, record, child, result)
+        what = "the pod with index 0 left no result: was its export checked?"
+        return after_failure(world, record, without_result(what), child.finished_time)
+    lost = lost_pod(pods, world.now)
+    if not child.finished and len(ends) < len(pods) and lost is None:
+        words = sentence(child.failing or "", 300)
+        message = f"attempt {record.number} has failed, its other pods are stopping: {words}"
+        status = with_record(world.job.status, record)
+        return Decision(status, not_running("Stopping", message), requeue=_STOPPING_SECONDS)
+    stopping = world.job.spec.suspend or child.suspended
+    effects = () if child.finished or lost is None else (Delete(child.ref, child.uid),)
+    return after_failure(world, record, failure(child, ends, stopping=stopping), child.finished_time, effects)
+
+
+def _lost(world: World, record: AttemptStatus, child: BatchJob, lost: Manifest) -> Answer:
+    """A node died with a pod on it: that Job would wait for ever, so its other pods are released with it."""
+    node = (lost.get("spec") or {}).get("nodeName")
+    why = disrupted(f"node {node} does not answer and pod {lost['metadata']['name']} cannot end", "NodeLost")
+    return after_failure(world, record, why, world.now, (Delete(child.ref, child.uid),))
+
+
+def _result(ends: list[PodEnd]) -> tuple[PodEnd, TrainResult] | None:
+    for end in ends:
+        if end.index == 0 and end.outcome is not None and end.outcome.train is not None:
+            return end, end.outcome.train
+    return None
+
+
+def _complete(
+    world: World, record: AttemptStatus, child: BatchJob, found: tuple[PodEnd, TrainResult]
+) -> Decision:
+    end, result = found
+    finished = rfc3339(child.finished_time or world.now)
+    done = record.model_copy(
+        update={"state": "Succeeded", "exit_code": 0, "finished_time": finished, "last_step": result.steps}
+    )
+    status = with_outcome(with_record(world.job.status, done), end.outcome, world.now)
+    left = ResultStatus(
+        export=sentence(result.export_directory, 1024),
+        steps=result.steps,
+        loss=decimal(result.loss),
+        eval_loss=decimal(result.eval_loss),
+        perplexity=decimal(result.perplexity),
+    )
+    progress = (status.progress or ProgressStatus()).model_copy(
+        update={
+            "step": result.steps,
+            "total_steps": result.steps,
+            "display": f"{result.steps}/{result.steps}",
+            "progress_percentage": 100,
+            "estimated_remaining_seconds": 0,
+            "eta": "0s",
+            **left.model_dump(include={"loss", "eval_loss", "perplexity"}, exclude_none=True),
+            "last_updated_time": finished,
+        }
+    )
+    status = status.model_copy(update={"result": left, "completion_time": finished, "progress": progress})
+    message = f"{result.steps} steps; the export in {left.export} was reloaded and checked"
+    conditions = {
+        "Complete": Say("True", "Trained", message),
+        "Failed": Say("False", "Trained", ""),
+        "Running": Say("False", "Finished", message),
+    }
+    return Decision(status, conditions)

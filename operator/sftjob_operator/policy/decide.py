@@ -1,0 +1,105 @@
+"""The order of the policies: settled, the open attempt, and then what stands before the next one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sftjob_operator.batchjob import BatchJob
+from sftjob_operator.effects import Effect
+from sftjob_operator.observe import Observed, is_settled, observe
+from sftjob_operator.policy import attempt, preparation
+from sftjob_operator.policy.accept import objection
+from sftjob_operator.policy.decision import Answer, Decision, Say, not_running, revisit
+from sftjob_operator.policy.refusal import refused
+from sftjob_operator.policy.restart import wait
+from sftjob_operator.policy.start import plan_and_start
+from sftjob_operator.policy.suspend import hold
+from sftjob_operator.reports import parse_time
+from sftjob_operator.world import World
+
+_STRANGER_SECONDS = 2.0
+
+
+def decide(world: World) -> Decision | None:
+    """What is to be done; None when nothing ever again. Each transition is followed by a fresh look."""
+    effects: tuple[Effect, ...] = ()
+    if is_settled(world.job.status):
+        return None
+    world = _with_status(world, {"completion_time": None})
+    while True:
+        answer = _next(world, observe(world.job, world.jobs, world.settings))
+        effects += answer.effects
+        if isinstance(answer, Decision):
+            return _without_refused(world, replace(answer, effects=effects))
+        world = replace(world, job=world.job.model_copy(update={"status": answer.status}))
+
+
+def _next(world: World, seen: Observed) -> Answer:
+    if seen.attempt_open:
+        return attempt.follow(world, seen)
+    return _advance(world, seen)
+
+
+def _advance(world: World, seen: Observed) -> Answer:
+    job, status = world.job, world.job.status
+    if job.spec.suspend:
+        return hold(status, _living(seen))
+    wrong = objection(job)
+    if wrong is not None:
+        conditions = {
+            "Accepted": Say("False", wrong.reason, wrong.message),
+            **not_running("NotAccepted", wrong.message),
+        }
+        return Decision(status, conditions)
+    return wait(world, seen.record) or _blocked(world, seen) or _onward(world, seen)
+
+
+def _blocked(world: World, seen: Observed) -> Decision | None:
+    """What must appear or go before pods are made."""
+    job, status = world.job, world.job.status
+    if seen.children.strangers:
+        message = "the pods of an earlier SFTJob of this name are still being removed"
+        return Decision(status, not_running("NameTaken", message), requeue=_STRANGER_SECONDS)
+    if not world.missing:
+        return None
+    first = world.missing[0]
+    field = "spec.workspace.claimName" if first.kind == "PersistentVolumeClaim" else "spec"
+    reason = "VolumeMissing" if first.kind == "PersistentVolumeClaim" else "SecretMissing"
+    names = ", ".join(ref.name for ref in world.missing if ref.kind == first.kind)
+    message = f"{field}: waiting for {first.kind} {names} in namespace {job.namespace}"
+    created = parse_time(job.metadata.get("creationTimestamp"))
+    age = 0.0 if created is None else (world.now - created).total_seconds()
+    return Decision(status, not_running(reason, message), requeue=revisit(age))
+
+
+def _onward(world: World, seen: Observed) -> Answer:
+    facts = seen.prepared.result()
+    if facts is None:
+        return preparation.follow(world, seen)
+    return plan_and_start(world, seen, facts)
+
+
+def _living(seen: Observed) -> BatchJob | None:
+    """The prepare Job, if it could still run pods."""
+    child = seen.preparing
+    return None if child is None or child.finished or child.deleting else child
+
+
+def _with_status(world: World, update: dict[str, object]) -> World:
+    status = world.job.status.model_copy(update=update)
+    return replace(world, job=world.job.model_copy(update={"status": status}))
+
+
+def _without_refused(world: World, decision: Decision) -> Decision:
+    """A refused patch or deletion is said, too; what creates children has seen to itself."""
+    refusal = world.refusal
+    if refusal is None:
+        return decision
+    targets = [getattr(effect, "ref", None) for effect in decision.effects]
+    if refusal.ref not in targets:
+        return decision
+    kept = tuple(effect for effect in decision.effects if getattr(effect, "ref", None) != refusal.ref)
+    said = refused(decision.status, refusal)
+    return replace(
+        decision, effects=kept, conditions={**decision.conditions, **said.conditions}, requeue=60.0
+    )

@@ -1,0 +1,102 @@
+"""After a failed attempt: fail for good, or wait and go on from the last verified checkpoint."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sftjob_operator.api.status import AttemptStatus, Status
+from sftjob_operator.api.v1alpha1 import FailurePolicy
+from sftjob_operator.effects import Effect
+from sftjob_operator.failure import Failure
+from sftjob_operator.policy.decision import Answer, Decision, Say, Transition, not_running
+from sftjob_operator.policy.records import with_outcome, with_record
+from sftjob_operator.reports import parse_time, rfc3339, sentence
+from sftjob_operator.world import World
+
+LONGEST_WAIT_SECONDS = 600.0
+MOST_DISRUPTIONS = 100
+"""A cluster that takes every attempt is no place to train; each costs a model load."""
+_RECORD_MESSAGE = 512
+
+
+def after_failure(
+    world: World,
+    record: AttemptStatus,
+    why: Failure,
+    finished: datetime | None,
+    effects: tuple[Effect, ...] = (),
+) -> Answer:
+    """Settle an attempt that has failed; the verdict is final where it is a Decision."""
+    status, policy = world.job.status, world.job.spec.failure_policy
+    outcome = why.outcome
+    ended = record.model_copy(
+        update={
+            "state": "Failed",
+            "reason": why.reason,
+            "message": sentence(why.message, _RECORD_MESSAGE),
+            "charged": why.charged,
+            "exit_code": why.exit_code,
+            "node": why.node,
+            "finished_time": rfc3339(finished or world.now),
+            "last_step": outcome.last_step if outcome and outcome.last_step is not None else record.last_step,
+            "resumed_from_step": (
+                outcome.resumed_from_step
+                if outcome and outcome.resumed_from_step is not None
+                else record.resumed_from_step
+            ),
+        }
+    )
+    status = with_outcome(with_record(status, ended), outcome, world.now)
+    over = _budget(policy, why, status.restarts, record.number)
+    if why.fatal or over is not None:
+        message = why.message if over is None else f"{over}; the last attempt, {record.number}: {why.message}"
+        return failed(status, world.now, why.reason, message, effects)
+    restarts = status.restarts + (1 if why.charged else 0)
+    return Transition(status.model_copy(update={"restarts": restarts}), effects)
+
+
+def failed(
+    status: Status, at: datetime, reason: str, message: str, effects: tuple[Effect, ...] = ()
+) -> Decision:
+    """Failed=True since `at`."""
+    conditions = {
+        "Failed": Say("True", reason, message),
+        "Complete": Say("False", "Failed", ""),
+        "Running": Say("False", "Failed", message),
+    }
+    return Decision(status.model_copy(update={"completion_time": rfc3339(at)}), conditions, effects)
+
+
+def wait(world: World, record: AttemptStatus | None) -> Decision | None:
+    """The pause before the attempt after `record`; None when it is over, or nothing has failed."""
+    finished = None if record is None else parse_time(record.finished_time)
+    if record is None or finished is None:
+        return None
+    status = world.job.status
+    delay = wait_seconds(world.job.spec.failure_policy, status.restarts if record.charged else 1)
+    due = finished + timedelta(seconds=delay)
+    if world.now >= due:
+        return None
+    step = status.last_verified_step
+    start = "from the beginning" if step is None else f"from the checkpoint of step {step}"
+    message = (
+        f"attempt {record.number} failed ({record.reason}): {record.message}; "
+        f"attempt {record.number + 1} starts at {rfc3339(due)} {start}"
+    )
+    remaining = (due - world.now).total_seconds()
+    return Decision(status, not_running("Restarting", message), requeue=max(remaining, 0.1))
+
+
+def wait_seconds(policy: FailurePolicy, failures: int) -> float:
+    """backoffSeconds, doubled for each earlier failure, at most ten minutes."""
+    doubled = policy.backoff_seconds * 2.0 ** min(max(failures - 1, 0), 16)
+    return min(doubled, LONGEST_WAIT_SECONDS)
+
+
+def _budget(policy: FailurePolicy, why: Failure, restarts: int, number: int) -> str | None:
+    """Why there is no further attempt; None when there is."""
+    if why.charged and restarts >= policy.max_restarts:
+        return f"spec.failurePolicy.maxRestarts ({policy.max_restarts}) is used up"
+    if not why.charged and number - 1 - restarts >= MOST_DISRUPTIONS:
+        return f"the cluster has taken {MOST_DISRUPTIONS} attempts"
+    return None

@@ -1,0 +1,52 @@
+"""Suspension: by the user (spec.suspend), who is obeyed, and by a queue, which is only reported."""
+
+from __future__ import annotations
+
+from sftjob_operator.api import names
+from sftjob_operator.api.objects import Manifest
+from sftjob_operator.api.status import Status
+from sftjob_operator.batchjob import BatchJob
+from sftjob_operator.effects import Patch
+from sftjob_operator.policy.decision import Decision, Say
+
+_STOPPING_SECONDS = 5.0
+
+
+def hold(status: Status, live: BatchJob | None) -> Decision:
+    """The user wants nothing to run. `live` is the Job that could."""
+    if live is None or (live.suspended and live.stopped):
+        message = "spec.suspend is true; set it to false to go on"
+        return Decision(
+            status,
+            {
+                "Suspended": Say("True", "SuspendedByUser", message),
+                "Running": Say("False", "Suspended", message),
+            },
+        )
+    message = f"the pods of {live.name} save a checkpoint and stop"
+    effects = () if live.suspended else (Patch(live.ref, _patch(True)),)
+    return Decision(
+        status,
+        {"Suspended": Say("False", "Suspending", message), "Running": Say("False", "Suspending", message)},
+        effects,
+        _STOPPING_SECONDS,
+    )
+
+
+def paused(status: Status, live: BatchJob) -> Decision:
+    """A Job stands still though the user wants it to run: we let go of it, or a queue holds it."""
+    if live.suspended_by_us:
+        message = f"{live.name} goes on"
+        running = {"Running": Say("False", "Resuming", message)}
+        return Decision(status, running, (Patch(live.ref, _patch(False)),), _STOPPING_SECONDS)
+    queue = live.labels.get(f"{names.QUEUE_PREFIX}queue-name")
+    where = f"in queue {queue}" if queue else "by whoever suspended its Job"
+    return Decision(status, {"Running": Say("False", "Queued", f"{live.name} is held {where}")})
+
+
+def _patch(suspend: bool) -> Manifest:
+    mark = "user" if suspend else None
+    return {
+        "metadata": {"annotations": {names.ANNOTATION_SUSPENDED_BY: mark}},
+        "spec": {"suspend": suspend},
+    }

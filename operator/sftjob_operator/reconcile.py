@@ -1,0 +1,199 @@
+"""One pass over one SFTJob: look at the whole world, ask the pure core, carry out what it says, write status
+once.
+
+This is the only sequence of effects, the same for a real cluster and for local processes. It decides nothing:
+what to read is `needs`, what to do is `step`. It never retries; the queue does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from sft_trainer.config import Progress
+from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.cluster.base import (
+    AlreadyExists,
+    Cluster,
+    ClusterError,
+    Conflict,
+    Key,
+    Manifest,
+    NotFound,
+    Ref,
+    Rejected,
+    View,
+    ref_of,
+)
+from sftjob_operator.effects import Apply, Create, Delete, Effect, Patch
+from sftjob_operator.freshness import Freshness
+from sftjob_operator.gpus import GpuMemory
+from sftjob_operator.needs import Needs, needs
+from sftjob_operator.planning.hardware import Hardware
+from sftjob_operator.policy.accept import read_sftjob
+from sftjob_operator.polling import ProgressPoller
+from sftjob_operator.settings import Settings
+from sftjob_operator.step import Step, step, unreadable
+from sftjob_operator.worker import subject
+from sftjob_operator.world import Refusal, World
+
+logger = logging.getLogger(__name__)
+
+HardwareSource = Callable[[SFTJob], Awaitable[Hardware]]
+
+
+class Taken(ClusterError):
+    """A child's name is held by another owner: an earlier SFTJob of this name is still being collected."""
+
+
+class Reconciler:
+    """`reconcile` may run for different keys at the same time, never for the same: the queue sees to that."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        view: View,
+        settings: Settings,
+        *,
+        hardware: HardwareSource | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`hardware` tells what the planner plans for; default: the settings, else the nodes' labels."""
+        self._cluster, self._view, self._settings, self._now = cluster, view, settings, now
+        self._hardware = hardware or GpuMemory(cluster, settings)
+        self._fresh = Freshness()
+        self._poller = ProgressPoller(cluster, settings.poll_seconds)
+
+    @property
+    def progress(self) -> Mapping[Key, Progress]:
+        """What the trainers said last, of those that are training."""
+        return self._poller.latest
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One pass; seconds after which the key wants another if nothing happens. Raises ClusterError."""
+        body = self._view.sftjob(key)
+        if body is None or body["metadata"].get("deletionTimestamp"):
+            self._forget(key)  # its children are collected through their ownerReferences
+            return None
+        jobs = self._view.jobs(key)
+        wait = self._fresh.wait(key, [body, *jobs])
+        if wait > 0:
+            return wait
+        next_step = await self._carry_out(key, body, jobs)
+        if not await self._write_status(key, body, next_step):
+            return None
+        for event in next_step.events:
+            logger.info(
+                "%s: %s", event.reason, event.message, extra=subject(key, body["metadata"].get("uid"))
+            )
+            await self._cluster.emit_event(body, event)
+        return next_step.requeue_after
+
+    async def _carry_out(self, key: Key, body: Manifest, jobs: Sequence[Manifest]) -> Step:
+        """The step of this pass, its effects done; where a child was refused, the step that says so."""
+        try:
+            job = read_sftjob(body)
+        except ValueError as error:
+            return unreadable(body, str(error), self._now())
+        world = await self._look(key, job, jobs)
+        planned = step(world)
+        refusal = await self._do_all(key, body, planned)
+        if refusal is None:
+            return planned
+        logger.warning(
+            "%s %s was refused: %s", refusal.ref.kind, refusal.ref.name, refusal.message, extra=subject(key)
+        )
+        planned = step(replace(world, refusal=refusal))
+        await self._do_all(key, body, planned)
+        return planned
+
+    async def _look(self, key: Key, job: SFTJob, jobs: Sequence[Manifest]) -> World:
+        now = self._now()
+        need = needs(job, jobs, now, self._settings)
+        unseen = [found for ref in need.jobs if (found := await self._cluster.get(ref)) is not None]
+        return World(
+            job=job,
+            now=now,
+            jobs=[*jobs, *unseen],
+            pods=await self._pods(key, need) if need.pods else None,
+            missing=[ref for ref in need.prerequisites if await self._cluster.get(ref) is None],
+            progress=await self._progress(key, need),
+            hardware=await self._hardware(job) if need.hardware else Hardware(),
+            settings=self._settings,
+        )
+
+    async def _pods(self, key: Key, need: Needs) -> Sequence[Manifest]:
+        return await self._cluster.list("v1", "Pod", key.namespace, dict(need.pod_labels))
+
+    async def _progress(self, key: Key, need: Needs) -> Progress | None:
+        if need.progress:
+            return await self._poller.poll(key, need.pod_labels)
+        self._poller.forget(key)
+        return None
+
+    async def _do_all(self, key: Key, body: Manifest, planned: Step) -> Refusal | None:
+        """The effects in order, up to the first that is refused."""
+        for effect in planned.effects:
+            try:
+                await self._do(key, body, effect)
+            except (NotFound, Conflict) as error:
+                # Someone else was faster, or the namespace is going: the next pass looks again.
+                logger.info("%s", error, extra=subject(key))
+            except Rejected as error:
+                return Refusal(_target(effect), error.code, error.reason, error.message)
+        return None
+
+    async def _do(self, key: Key, body: Manifest, effect: Effect) -> None:
+        match effect:
+            case Create(manifest):
+                self._fresh.wrote(key, await self._create(body, manifest))
+            case Apply(manifest):
+                await self._cluster.apply(manifest)  # never a Job: nothing in the view waits for it
+            case Patch(ref, patch):
+                self._fresh.wrote(key, await self._cluster.patch(ref, patch))
+            case Delete(ref, uid):
+                await self._cluster.delete(ref, uid=uid)
+                self._fresh.deleted(key, uid)
+
+    async def _create(self, body: Manifest, manifest: Manifest) -> Manifest:
+        """Create, or find that an earlier pass did."""
+        try:
+            return await self._cluster.create(manifest)
+        except AlreadyExists:
+            ref = ref_of(manifest)
+            there = await self._cluster.get(ref)
+            if there is None or _controller(there) != body["metadata"]["uid"]:
+                raise Taken(
+                    f"{ref.kind} {ref.name} belongs to something else, "
+                    "probably to an SFTJob of this name that was deleted a moment ago"
+                ) from None
+            return there
+
+    async def _write_status(self, key: Key, body: Manifest, planned: Step) -> bool:
+        """False when the SFTJob is gone."""
+        if planned.status is None or planned.status == body.get("status"):
+            return True
+        try:
+            written = await self._cluster.patch_status(
+                ref_of(body), planned.status, uid=body["metadata"]["uid"]
+            )
+        except NotFound:
+            self._forget(key)
+            return False
+        self._fresh.wrote(key, written)
+        return True
+
+    def _forget(self, key: Key) -> None:
+        self._fresh.forget(key)
+        self._poller.forget(key)
+
+
+def _target(effect: Effect) -> Ref:
+    return ref_of(effect.manifest) if isinstance(effect, Create | Apply) else effect.ref
+
+
+def _controller(manifest: Manifest) -> str | None:
+    owners = manifest["metadata"].get("ownerReferences") or ()
+    return next((owner["uid"] for owner in owners if owner.get("controller")), None)

@@ -1,0 +1,112 @@
+"""From a decision to the stored status and its Events: conditions with their times, and the phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from sftjob_operator.api.objects import Event
+from sftjob_operator.api.status import CONDITION_TYPES, Condition, Status
+from sftjob_operator.policy.decision import Say
+from sftjob_operator.reports import rfc3339, sentence
+
+MESSAGE_LIMIT = 2048
+_EVENT_LIMIT = 1000  # the API server takes 1024
+
+_PHASES = {
+    "Preparing": "Preparing",
+    "Queued": "Queued",
+    "Unschedulable": "Queued",
+    "QuotaExceeded": "Queued",
+    "ContainerCreating": "Starting",
+    "Resuming": "Starting",
+    "Restarting": "Restarting",
+    "Stopping": "Restarting",
+    "Suspending": "Suspending",
+}
+_TROUBLES = frozenset(
+    {
+        "ContainerConfig",
+        "Forbidden",
+        "ImagePull",
+        "NodeLost",
+        "NodeNotReady",
+        "PodsNotCreated",
+        "QuotaExceeded",
+        "Restarting",
+        "SecretMissing",
+        "Unschedulable",
+        "VolumeMissing",
+    }
+)
+"""Reasons of Running=False that get an Event of their own although the status does not flip."""
+
+
+def conditions(old: Status, says: Mapping[str, Say], generation: int, now: datetime) -> list[Condition]:
+    """All known types; lastTransitionTime moves only when a status flips."""
+    before = {condition.type: condition for condition in old.conditions}
+    result = []
+    for kind in CONDITION_TYPES:
+        say, known = says[kind], before.get(kind)
+        same = known is not None and known.status == say.status
+        result.append(
+            Condition(
+                type=kind,
+                status=say.status,
+                reason=say.reason,
+                message=sentence(say.message, MESSAGE_LIMIT),
+                last_transition_time=known.last_transition_time if known and same else rfc3339(now),
+                observed_generation=generation,
+            )
+        )
+    return result
+
+
+def phase(found: list[Condition]) -> str:
+    """One word for the column; for people only."""
+    by_type = {condition.type: condition for condition in found}
+    for kind, word in (
+        ("Complete", "Succeeded"),
+        ("Failed", "Failed"),
+        ("Suspended", "Suspended"),
+        ("Running", "Running"),
+    ):
+        if by_type[kind].status == "True":
+            return word
+    if by_type["Accepted"].status == "False":
+        return "Rejected"
+    return _PHASES.get(by_type["Running"].reason, "Pending")
+
+
+def events(old: Status, found: list[Condition]) -> tuple[Event, ...]:
+    """One Event per condition that flipped, and per new trouble."""
+    before = {condition.type: condition for condition in old.conditions}
+    result = []
+    for condition in found:
+        if _is_news(before.get(condition.type), condition):
+            text = sentence(condition.message or condition.type, _EVENT_LIMIT)
+            result.append(Event("Warning" if _is_bad(condition) else "Normal", condition.reason, text))
+    return tuple(result)
+
+
+def _is_news(before: Condition | None, after: Condition) -> bool:
+    if before is not None and before.status == after.status:
+        new_reason = before.reason != after.reason
+        return new_reason and after.type == "Running" and after.reason in _TROUBLES
+    if after.status == "True":
+        return True
+    if after.status == "Unknown":
+        return False
+    if after.type in ("Accepted", "Prepared", "Planned"):
+        return True
+    if after.type == "Running" and after.reason in _TROUBLES:
+        return True
+    return before is not None and before.status == "True" and after.type in ("Suspended", "Failed")
+
+
+def _is_bad(condition: Condition) -> bool:
+    if condition.type == "Failed":
+        return condition.status == "True"
+    if condition.type in ("Accepted", "Prepared", "Planned"):
+        return condition.status == "False"
+    return condition.type == "Running" and condition.reason in _TROUBLES

@@ -1,0 +1,127 @@
+"""`step`: one pass of the operator as a pure function, the only function of the core that the shell calls.
+
+Effects are carried out first, in order; then the status is written; then the events are posted; then the key
+is looked at again after `requeue_after` seconds (None: something will happen to it).
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from sftjob_operator.api.objects import Event, Manifest
+from sftjob_operator.api.status import Condition, Status
+from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.effects import Effect
+from sftjob_operator.policy.baseline import baseline
+from sftjob_operator.policy.decide import decide
+from sftjob_operator.policy.decision import Say
+from sftjob_operator.reports import parse_time
+from sftjob_operator.status import conditions, events, phase
+from sftjob_operator.world import World
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to be done."""
+
+    effects: tuple[Effect, ...] = ()
+    status: dict[str, Any] | None = None
+    """The whole status as JSON (camelCase) to replace the stored one. None = leave it: nothing is new, or
+    only progress is and it was written a moment ago (Settings.status_seconds)."""
+    events: tuple[Event, ...] = ()
+    """To be posted after the status was written."""
+    requeue_after: float | None = None
+
+
+def step(world: World) -> Step:
+    """The next step for this SFTJob. Deterministic; raises nothing for whatever a user or a pod wrote."""
+    job, old = world.job, world.job.status
+    if job.metadata.get("deletionTimestamp"):
+        return Step()  # owner references do the rest
+    decision = decide(world)
+    if decision is None:
+        settled = old.model_copy(update={"observed_generation": job.generation})
+        return Step(status=None if settled == old else as_json(settled))
+    says = {**baseline(job, decision.status), **decision.conditions}
+    found = conditions(old, says, job.generation, world.now)
+    new = decision.status.model_copy(
+        update={"conditions": found, "phase": phase(found), "observed_generation": job.generation}
+    )
+    return Step(
+        effects=decision.effects,
+        status=as_json(new) if _is_worth_writing(old, new, world) else None,
+        events=events(old, found),
+        requeue_after=decision.requeue,
+    )
+
+
+def unreadable(manifest: Manifest, words: str, now: datetime) -> Step:
+    """The step for an SFTJob that `policy.accept.read_sftjob` could not read: Accepted=False/InvalidSpec."""
+    try:
+        old = Status.model_validate(manifest.get("status") or {})
+    except ValidationError:
+        return Step()  # written by someone else: not ours to replace
+    generation = int(manifest["metadata"].get("generation", 1))
+    says = {
+        condition.type: Say(condition.status, condition.reason, condition.message)
+        for condition in old.conditions
+    }
+    unknown = {
+        **dict.fromkeys(("Prepared", "Planned"), Say("Unknown", "NotStarted")),
+        "Suspended": Say("False", "NotSuspended"),
+        **dict.fromkeys(("Complete", "Failed"), Say("False", "InProgress")),
+    }
+    invalid = Say("False", "InvalidSpec", words)
+    not_running = Say("False", "NotAccepted", words)
+    found = conditions(old, {**unknown, **says, "Accepted": invalid, "Running": not_running}, generation, now)
+    new = old.model_copy(
+        update={"conditions": found, "phase": phase(found), "observed_generation": generation}
+    )
+    return Step(status=None if new == old else as_json(new), events=events(old, found))
+
+
+def as_json(status: Status) -> dict[str, Any]:
+    """As the API has it: camelCase, without what is unset or empty."""
+    dumped = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {key: value for key, value in dumped.items() if value != []}
+
+
+def _is_worth_writing(old: Status, new: Status, world: World) -> bool:
+    if old == new:
+        return False
+    written = parse_time(old.progress.last_updated_time) if old.progress else None
+    if written is None or _essence(old) != _essence(new):
+        return True
+    waited = (world.now - written).total_seconds()
+    return not 0 <= waited < world.settings.status_seconds * _jitter(world.job)
+
+
+def _jitter(job: SFTJob) -> float:
+    """0.9 to 1.1, always the same for a job: jobs started together do not write together for ever."""
+    return 0.9 + zlib.crc32(f"{job.uid}{job.name}".encode()) % 1000 / 5000
+
+
+def _essence(status: Status) -> Status:
+    """Without what changes while nothing happens."""
+    return status.model_copy(
+        update={
+            "progress": None,
+            "checkpoints": [],
+            "last_verified_step": None,
+            "conditions": [_quiet(condition) for condition in status.conditions],
+            "attempts": [
+                attempt.model_copy(update={"last_step": None, "resumed_from_step": None})
+                for attempt in status.attempts
+            ],
+        }
+    )
+
+
+def _quiet(condition: Condition) -> Condition:
+    passing = condition.type == "Running" and condition.status == "True"
+    return condition.model_copy(update={"message": ""}) if passing else condition

@@ -1,0 +1,103 @@
+"""The work queue: which SFTJob is looked at next. Keyed, deduplicating, delaying, with back-off per key.
+
+Everything that happens ends in `add(key)`, so a thousand watch events cost one pass. The same key is never
+handed out twice at a time: what is added meanwhile runs once more afterwards. It knows nothing of Kubernetes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+class WorkQueue(Generic[K]):
+    """Keys with due times. All times are seconds; `clock` is monotonic (default: the running loop's)."""
+
+    def __init__(
+        self,
+        *,
+        backoff_seconds: float = 0.5,
+        backoff_limit_seconds: float = 60.0,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """A failed key comes back after backoff_seconds * 2^failures, at most backoff_limit_seconds."""
+        self._backoff, self._backoff_limit = backoff_seconds, backoff_limit_seconds
+        self._clock = clock
+        self._due: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []  # entries that disagree with _due are stale and skipped
+        self._order = itertools.count()  # equal due times leave in the order they came
+        self._active: dict[K, float | None] = {}  # value: when to run again, added while it was running
+        self._failures: dict[K, int] = {}
+        self._changed = asyncio.Event()  # pulsed: wakes whoever waits at that moment
+
+    def add(self, key: K, after: float = 0.0) -> None:
+        """Look at `key` in `after` seconds; where it waits already, the earlier time holds."""
+        due = self._now() + max(after, 0.0)
+        if key in self._active:
+            again = self._active[key]
+            self._active[key] = due if again is None else min(again, due)
+            return
+        if key in self._due and self._due[key] <= due:
+            return
+        self._due[key] = due
+        heapq.heappush(self._heap, (due, next(self._order), key))
+        self._changed.set()
+        self._changed.clear()
+
+    async def get(self) -> K:
+        """The key that has been due for longest; it is active until `done`."""
+        while True:
+            self._drop_stale()
+            wait = self._heap[0][0] - self._now() if self._heap else None
+            if wait is not None and wait <= 0:
+                key = heapq.heappop(self._heap)[2]
+                del self._due[key]
+                self._active[key] = None
+                return key
+            await self._changed_within(wait)
+
+    def done(self, key: K, *, failed: bool = False) -> None:
+        """The pass is over. Success forgets earlier failures; failure adds the key after its back-off."""
+        again = self._active.pop(key)
+        if again is not None:
+            self.add(key, again - self._now())
+        if not failed:
+            self._failures.pop(key, None)
+            return
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        self.add(key, min(self._backoff * 2.0 ** min(failures, 32), self._backoff_limit))
+
+    def failures(self, key: K) -> int:
+        """Failed passes of `key` since its last success."""
+        return self._failures.get(key, 0)
+
+    @property
+    def depth(self) -> int:
+        """Keys that are due and wait for a worker."""
+        now = self._now()
+        return sum(due <= now for due in self._due.values())
+
+    @property
+    def oldest_seconds(self) -> float:
+        """How long the first of them has been waiting; 0 when none is due."""
+        self._drop_stale()
+        return max(self._now() - self._heap[0][0], 0.0) if self._heap else 0.0
+
+    def _now(self) -> float:
+        return self._clock() if self._clock else asyncio.get_running_loop().time()
+
+    def _drop_stale(self) -> None:
+        while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+
+    async def _changed_within(self, seconds: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()

@@ -1,0 +1,299 @@
+"""Bytes and choices: the estimate against hand-made sums, and the order in which it gives way."""
+
+from __future__ import annotations
+
+import pytest
+
+from sft_trainer.config import ModelFacts
+from sftjob_operator.api.v1alpha1 import Spec
+from sftjob_operator.planning.advice import fits_message, no_fit_message
+from sftjob_operator.planning.hardware import Hardware, gibibytes, mebibytes, quantity_bytes
+from sftjob_operator.planning.memory import Memory, Shape, estimate
+from sftjob_operator.planning.plan import NoFit, Plan, available_bytes, plan
+from sftjob_operator.policy.accept import read_sftjob
+from worlds import FACTS, GIB, sftjob
+
+SMALL = ModelFacts.model_validate(FACTS["model"])
+LLAMA_8B = ModelFacts(
+    directory="m",
+    resolved="m",
+    architecture="LlamaForCausalLM",
+    parameters=8_030_261_248,
+    embedding_parameters=1_050_673_152,
+    lora_parameters_per_rank=2_621_440,
+    hidden_size=4096,
+    intermediate_size=14336,
+    layers=32,
+    heads=32,
+    vocabulary_size=128_256,
+    tied_embeddings=False,
+)
+GPU80 = Hardware(gpu_memory_bytes=80 * GIB)
+
+
+def spec(**parts) -> Spec:
+    return read_sftjob(sftjob(**parts)).spec
+
+
+def shape(**over) -> Shape:
+    values = {
+        "world_size": 8,
+        "zero_stage": 0,
+        "micro_batch_size": 1,
+        "max_length": 2048,
+        "checkpointing": False,
+        "precision": "bf16",
+        "accelerator": "gpu",
+        "lora_rank": None,
+    }
+    return Shape(**{**values, **over})
+
+
+def bytes_per_parameter(memory: Memory) -> float:
+    return (memory.weights + memory.gradients + memory.optimizer) / LLAMA_8B.parameters
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "expected"),
+    [
+        (0, "bf16", 2 + 4 + 12),
+        (1, "bf16", 2 + 4 + 12 / 8),
+        (2, "bf16", 2 + 4 / 8 + 12 / 8),
+        (0, "fp32", 4 + 4 + 8),
+        (1, "fp32", 4 + 4 + 12 / 8),
+        (2, "fp32", 4 + 4 / 8 + 12 / 8),
+    ],
+)
+def test_states_are_those_of_the_zero_paper_with_fp32_accumulation(stage, precision, expected):
+    memory = estimate(LLAMA_8B, shape(zero_stage=stage, precision=precision))
+    assert bytes_per_parameter(memory) == pytest.approx(expected, rel=1e-6)
+
+
+def test_stage_3_divides_the_weights_and_holds_the_gathered_part_whole():
+    memory = estimate(LLAMA_8B, shape(zero_stage=3))
+    layer = (LLAMA_8B.parameters - LLAMA_8B.embedding_parameters) // 32
+    gathered = max(2 * layer, LLAMA_8B.embedding_parameters)
+    assert memory.weights == LLAMA_8B.parameters * 2 // 8 + gathered * 2
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_higher_stage_never_needs_more(stage):
+    assert (
+        estimate(LLAMA_8B, shape(zero_stage=stage)).total
+        < estimate(LLAMA_8B, shape(zero_stage=stage - 1)).total
+    )
+
+
+def test_adapters_need_gradients_and_optimizer_for_themselves_only():
+    memory = estimate(LLAMA_8B, shape(lora_rank=16))
+    adapters = LLAMA_8B.lora_parameters_per_rank * 16
+    assert memory.weights == (LLAMA_8B.parameters + adapters) * 2
+    assert memory.gradients == adapters * 4
+    assert memory.optimizer == adapters * 12
+
+
+def test_activations_by_hand():
+    memory = estimate(SMALL, shape(max_length=100, precision="fp32"))
+    layer = 100 * (4 * (8 * 576 + 4 * 1536) + 8 * 576) + 2 * 4 * 100 * 100
+    assert memory.activations == 30 * layer
+    whole = estimate(SMALL, shape(max_length=100, precision="fp32", checkpointing=True))
+    assert whole.activations == 100 * 30 * 4 * 576 + layer
+
+
+@pytest.mark.parametrize(
+    ("length", "checkpointing", "measured"),
+    [(512, False, 2.45), (2048, False, 6.12), (2048, True, 3.36)],
+)
+def test_the_estimate_covers_what_was_measured_and_not_much_more(length, checkpointing, measured):
+    """Peak resident GiB of forward and backward of SmolLM2-135M in fp32 on a CPU (docs/planning.md)."""
+    values = {"world_size": 1, "precision": "fp32", "accelerator": "cpu"}
+    memory = estimate(SMALL, shape(max_length=length, checkpointing=checkpointing, **values))
+    without_optimizer = (memory.total - memory.optimizer * 1.2) / GIB
+    assert measured <= without_optimizer <= measured * 1.5
+
+
+def test_logits_exist_once():
+    memory = estimate(SMALL, shape(micro_batch_size=2, max_length=100))
+    assert memory.logits - estimate(SMALL, shape(max_length=100)).logits == 100 * 49_152 * 2
+
+
+def choose(model: ModelFacts, hardware: Hardware, **parts) -> Plan:
+    found = plan(spec(**parts), model, hardware)
+    assert isinstance(found, Plan), found
+    return found
+
+
+def test_one_rank_needs_no_zero():
+    assert choose(SMALL, GPU80, workers={"nodes": 1, "gpusPerNode": 1}).zero_stage == 0
+
+
+def test_the_lowest_stage_that_fits_is_the_one_with_the_least_communication():
+    eight = {"nodes": 1, "gpusPerNode": 8}
+    stages = [
+        choose(LLAMA_8B, Hardware(gpu_memory_bytes=size * GIB), workers=eight).zero_stage
+        for size in (140, 90, 64)
+    ]
+    assert stages == [1, 2, 3]
+
+
+def test_when_no_stage_suffices_activations_are_recomputed_and_then_the_micro_batch_shrinks():
+    eight = {"nodes": 1, "gpusPerNode": 8}
+    found = [
+        choose(
+            LLAMA_8B, Hardware(gpu_memory_bytes=size * GIB), workers=eight, training={"globalBatchSize": 64}
+        )
+        for size in (160, 64, 32, 28)
+    ]
+    assert [(each.micro_batch_size, each.activation_checkpointing, each.zero_stage) for each in found] == [
+        (4, "None", 1),
+        (4, "Full", 2),
+        (4, "Full", 3),
+        (2, "Full", 3),
+    ]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_what_the_user_sets_is_kept_and_not_listed_as_decided(stage):
+    found = choose(
+        SMALL,
+        GPU80,
+        workers={"nodes": 2, "gpusPerNode": 8},
+        training={"globalBatchSize": 64},
+        deepspeed={"zeroStage": stage, "microBatchSize": 2, "activationCheckpointing": "Full"},
+    )
+    assert (found.zero_stage, found.micro_batch_size, found.gradient_accumulation_steps) == (stage, 2, 2)
+    assert found.activation_checkpointing == "Full"
+    assert found.decided == ()
+
+
+@pytest.mark.parametrize("batch", [2, 6, 16, 24, 1024])
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_the_batch_identity_always_holds(batch, gpus):
+    found = choose(
+        SMALL, GPU80, workers={"nodes": 2, "gpusPerNode": gpus or 0}, training={"globalBatchSize": batch * 2}
+    )
+    product = found.world_size * found.micro_batch_size * found.gradient_accumulation_steps
+    assert product == batch * 2
+    assert found.tokens_per_step == batch * 2 * 2048
+
+
+def test_a_gpu_gets_as_many_sequences_as_keep_it_busy_and_a_cpu_one():
+    parts = {"training": {"globalBatchSize": 256}, "data": {"maxLength": 1024}}
+    assert choose(SMALL, GPU80, workers={"gpusPerNode": 1}, **parts).micro_batch_size == 8
+    assert choose(SMALL, GPU80, workers={"gpusPerNode": 0}, **parts).micro_batch_size == 1
+
+
+def test_a_cpu_of_unknown_memory_is_assumed_to_suffice():
+    found = choose(LLAMA_8B, Hardware(), workers={"nodes": 2, "gpusPerNode": 0})
+    assert (found.zero_stage, found.available_bytes) == (2, None)
+    assert found.status().memory.available is None
+
+
+@pytest.mark.parametrize(
+    ("workers", "hardware", "expected"),
+    [
+        ({"gpusPerNode": 8}, Hardware(), 40 * GIB),
+        ({"gpusPerNode": 8}, GPU80, 80 * GIB),
+        ({"gpusPerNode": 0}, Hardware(), None),
+        ({"gpusPerNode": 0}, Hardware(host_memory_bytes=8 * GIB), 8 * GIB),
+        ({"gpusPerNode": 0, "resources": {"requests": {"memory": "4Gi"}}}, Hardware(), 4 * GIB),
+        (
+            {"gpusPerNode": 0, "resources": {"requests": {"memory": "4Gi"}, "limits": {"memory": "6Gi"}}},
+            Hardware(host_memory_bytes=GIB),
+            6 * GIB,
+        ),
+        (
+            {"gpusPerNode": 0, "processesPerNode": 2, "resources": {"limits": {"memory": "6Gi"}}},
+            Hardware(),
+            3 * GIB,
+        ),
+    ],
+)
+def test_where_the_available_memory_comes_from(workers, hardware, expected):
+    assert available_bytes(spec(workers=workers), hardware) == expected
+
+
+def no_fit(model: ModelFacts, hardware: Hardware, **parts) -> str:
+    wanted = spec(**parts)
+    found = plan(wanted, model, hardware)
+    assert isinstance(found, NoFit)
+    return no_fit_message(wanted, model, hardware, found)
+
+
+def test_what_does_not_fit_is_said_with_every_way_out():
+    words = no_fit(
+        LLAMA_8B,
+        Hardware(gpu_memory_bytes=24 * GIB),
+        workers={"nodes": 1, "gpusPerNode": 4},
+        data={"maxLength": 16384},
+        deepspeed={"zeroStage": 1},
+    )
+    assert "but there are 24.0 GiB" in words
+    assert "GiB per GPU at least (ZeRO-1, micro-batch 1 with activation checkpointing)" in words
+    assert words.endswith(
+        "it would fit with spec.training.method: LoRA and spec.deepspeed.zeroStage left to the planner"
+    )
+
+
+def test_lora_and_the_planners_own_stage_are_offered_where_they_would_help():
+    words = no_fit(
+        LLAMA_8B,
+        Hardware(gpu_memory_bytes=40 * GIB),
+        workers={"nodes": 1, "gpusPerNode": 4},
+        deepspeed={"zeroStage": 1},
+    )
+    assert "spec.training.method: LoRA" in words
+
+
+def test_nothing_that_would_help_is_said_too():
+    words = no_fit(LLAMA_8B, Hardware(gpu_memory_bytes=2 * GIB), workers={"gpusPerNode": 1})
+    assert "use a GPU with more memory" in words
+
+
+def test_the_sentence_about_a_plan_that_fits():
+    parts = {"workers": {"nodes": 1, "gpusPerNode": 8}}
+    found = choose(LLAMA_8B, GPU80, **parts)
+    words = fits_message(spec(**parts), found.status())
+    assert words.startswith(f"ZeRO-{found.zero_stage}, micro-batch ")
+    assert words.endswith(" of 80.0 GiB per GPU")
+
+
+def test_the_digest_speaks_of_the_choices_and_not_of_the_estimate():
+    workers = {"nodes": 1, "gpusPerNode": 1}
+    one = choose(SMALL, GPU80, workers=workers)
+    assert one.hash == choose(SMALL, Hardware(gpu_memory_bytes=79 * GIB), workers=workers).hash
+    assert one.hash != choose(SMALL, GPU80, workers=workers, deepspeed={"microBatchSize": 1}).hash
+
+
+@pytest.mark.parametrize(
+    ("quantity", "size"),
+    [
+        ("64Gi", 64 * GIB),
+        ("1.5Gi", 3 * GIB // 2),
+        ("500Mi", 500 * 2**20),
+        ("1G", 10**9),
+        ("1k", 1000),
+        ("1e9", 10**9),
+        ("1E3", 1000),
+        ("128974848", 128974848),
+        (8, 8),
+        ("0.5", 0),
+        ("1500m", 1),
+        ("1Ei", 2**60),
+        ("2E", 2 * 10**18),
+    ],
+)
+def test_quantities_are_read_as_kubernetes_reads_them(quantity, size):
+    assert quantity_bytes(quantity) == size
+
+
+@pytest.mark.parametrize("text", ["", "Gi", "64 Gi", "64GB", "1e", "0x10", "--1", "1Ki1"])
+def test_what_is_no_quantity_is_said(text):
+    with pytest.raises(ValueError, match="is not a quantity"):
+        quantity_bytes(text)
+
+
+def test_sizes_for_people_and_for_status():
+    assert mebibytes(1) == "1Mi"
+    assert quantity_bytes(mebibytes(61200 * 2**20)) == 61200 * 2**20
+    assert gibibytes(int(61.2 * GIB)) == "61.2 GiB"

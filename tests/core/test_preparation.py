@@ -1,0 +1,232 @@
+"""Before the start: waiting for what is missing, trying again, and repair by a second apply."""
+
+from __future__ import annotations
+
+import pytest
+
+from sft_trainer.config import Outcome
+from sftjob_operator.api.objects import Ref
+from worlds import FACTS, Scene, exited, failed_outcome, prepared_outcome, sftjob, taken
+
+CLAIM = Ref("v1", "PersistentVolumeClaim", "team", "ws")
+SECRET = Ref("v1", "Secret", "team", "hf-token")
+PULL = Ref("v1", "Secret", "team", "regcred")
+
+
+def fail(scene: Scene, code: int, message: str = "", words: str | None = None) -> None:
+    scene.end(None, words or exited(code), [scene.ended_pod(None, code, message)] if code else [])
+    scene.step(5)
+
+
+def test_the_claim_and_the_secrets_are_looked_at_before_anything_is_made():
+    scene = Scene(
+        sftjob(
+            model={"path": None, "uri": "hf://a/b", "secretRef": {"name": "hf-token"}},
+            workers={"imagePullSecrets": [{"name": "regcred"}, {"name": "hf-token"}]},
+        )
+    )
+    scene.step()
+    assert scene.needs.prerequisites == (CLAIM, PULL, SECRET)
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason", "words"),
+    [
+        (
+            CLAIM,
+            "VolumeMissing",
+            "spec.workspace.claimName: waiting for PersistentVolumeClaim ws in namespace team",
+        ),
+        (SECRET, "SecretMissing", "spec: waiting for Secret hf-token in namespace team"),
+    ],
+)
+def test_what_is_missing_is_waited_for_and_goes_on_when_it_appears(missing, reason, words):
+    scene = Scene(sftjob(model={"path": None, "uri": "hf://a/b", "secretRef": {"name": "hf-token"}}))
+    scene.missing = [missing]
+    waits = []
+    for seconds in (0, 5, 10, 15, 30, 600):
+        last = scene.step(seconds)
+        assert last.effects == ()
+        waits.append(last.requeue_after)
+    assert waits == [5, 10, 15, 30, 60, 60]
+    assert scene.says("Running") == ("False", reason)
+    assert scene.condition("Running")["message"] == words
+    assert scene.says("Failed") == ("False", "InProgress")
+    assert [event.reason for event in scene.events] == ["Valid", reason]
+    scene.missing = []
+    scene.step(60)
+    assert scene.says("Running") == ("False", "Preparing")
+
+
+def test_nothing_is_read_while_nothing_depends_on_it():
+    scene = Scene()
+    scene.start()
+    scene.step(10)
+    assert (scene.needs.prerequisites, scene.needs.pods, scene.needs.hardware) == ((), False, False)
+    assert scene.needs.progress
+
+
+def test_a_user_error_fails_the_job_before_its_start_in_the_pods_words():
+    scene = Scene()
+    scene.step()
+    said = failed_outcome("UserError", "data/chat.jsonl line 3 is no JSON").replace(
+        '"reason":"UserError"', '"reason":"InvalidRow"'
+    )
+    fail(scene, 71, said)
+    assert scene.says("Failed") == ("True", "InvalidRow")
+    assert scene.says("Prepared") == ("False", "InvalidRow")
+    assert scene.condition("Prepared")["message"] == "data/chat.jsonl line 3 is no JSON"
+    assert scene.says("Running") == ("False", "Failed")
+    assert "startTime" not in scene.status
+    assert scene.status["completionTime"]
+    assert len(scene.jobs("prepare")) == 1
+    before = dict(scene.status)
+    last = scene.step(3600)
+    assert (last.effects, last.status, last.requeue_after) == ((), None, None)
+    assert scene.status == before
+
+
+def test_a_second_apply_repairs_a_failed_preparation():
+    scene = Scene()
+    scene.step()
+    fail(scene, 71, failed_outcome("UserError", "data/chat.jsonl does not exist"))
+    old = scene.job()["metadata"]["name"]
+    scene.manifest["spec"]["data"] = {"train": [{"path": "data/other.jsonl"}]}
+    scene.manifest["metadata"]["generation"] = 2
+    scene.step(5)
+    assert scene.says("Failed") == ("False", "InProgress")
+    assert scene.says("Prepared") == ("Unknown", "Preparing")
+    assert "completionTime" not in scene.status
+    assert [job["metadata"]["name"] for job in scene.jobs("prepare")] != [old]
+    assert not [ref for ref in scene.objects if ref.name == old], "its ConfigMap and Job have gone"
+    scene.end(None, None, [scene.ended_pod(None, 0, prepared_outcome(), reason="Completed")])
+    scene.step(5)
+    assert scene.attempt(1)["state"] == "Pending"
+
+
+def test_a_repaired_image_is_another_preparation():
+    scene = Scene(sftjob(workers={"image": "nope:1"}))
+    scene.step()
+    old = scene.job()["metadata"]["name"]
+    scene.starting(None)
+    scene.manifest["spec"]["workers"]["image"] = "right:1"
+    scene.step(60)
+    assert scene.job()["metadata"]["name"] != old
+    assert len(scene.jobs("prepare")) == 1
+
+
+def test_what_does_not_concern_preparation_does_not_repeat_it():
+    scene = Scene()
+    scene.step()
+    scene.manifest["spec"]["failurePolicy"] = {"maxRestarts": 9}
+    scene.manifest["spec"]["training"] = {"learningRate": 0.5}
+    assert scene.step(5).effects == ()
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "words", "reason"),
+    [
+        (77, failed_outcome("Network", "huggingface does not answer"), None, "Network"),
+        (137, "", None, "HostOutOfMemory"),
+        (70, "Traceback", None, "Crash"),
+        (0, "", taken("bot-prepare-x"), "Disrupted"),
+    ],
+)
+def test_what_may_pass_is_tried_again_after_a_pause(code, message, words, reason):
+    scene = Scene()
+    scene.step()
+    first = scene.job()["metadata"]["name"]
+    fail(scene, code, message, words)
+    assert scene.says("Running") == ("False", "Restarting")
+    assert f"preparation failed ({reason})" in scene.condition("Running")["message"]
+    assert scene.says("Prepared") == ("Unknown", "Preparing")
+    assert scene.last.requeue_after == 5
+    scene.step(5)
+    assert len(scene.jobs("prepare")) == 2
+    assert scene.job()["metadata"]["name"] != first
+    scene.end(None, None, [scene.ended_pod(None, 0, prepared_outcome(), reason="Completed")])
+    scene.step(5)
+    assert scene.attempt(1)["state"] == "Pending"
+    assert scene.status["restarts"] == 0, "the budget of training is its own"
+
+
+def test_tries_are_bounded_by_the_budget():
+    scene = Scene(sftjob(failurePolicy={"maxRestarts": 1, "backoffSeconds": 0}))
+    scene.step()
+    fail(scene, 77, failed_outcome("Network", "no route"))
+    assert len(scene.jobs("prepare")) == 2
+    fail(scene, 77, failed_outcome("Network", "no route"))
+    assert scene.says("Failed") == ("True", "Network")
+    assert scene.condition("Failed")["message"] == ("spec.failurePolicy.maxRestarts (1) is used up: no route")
+    scene.manifest["spec"]["failurePolicy"]["maxRestarts"] = 2
+    scene.step(5)
+    assert len(scene.jobs("prepare")) == 3, "a larger budget is a repair, too"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "",
+        "garbage",
+        '{"outcome":"Succeeded","reason":"Succeeded"}',
+        prepared_outcome(cache="../../etc"),
+        prepared_outcome(cache="/etc"),
+        prepared_outcome(rows=-1),
+    ],
+    ids=["none", "garbage", "no facts", "leaves the volume", "absolute", "negative"],
+)
+def test_success_without_readable_facts_is_done_again_and_bounded(message):
+    scene = Scene(sftjob(failurePolicy={"maxRestarts": 1, "backoffSeconds": 0}))
+    scene.step()
+    scene.end(None, None, [scene.ended_pod(None, 0, message, reason="Completed")])
+    scene.step(5)
+    assert len(scene.jobs("prepare")) == 2
+    scene.end(None, None, [scene.ended_pod(None, 0, message, reason="Completed")])
+    scene.step(5)
+    assert scene.says("Failed") == ("True", "Crash")
+    assert "no readable result" in scene.condition("Failed")["message"]
+
+
+def test_a_result_that_went_with_its_pod_is_fetched_again_without_charge():
+    scene = Scene(sftjob(failurePolicy={"maxRestarts": 0, "backoffSeconds": 0}))
+    scene.step()
+    scene.end(None, None, [])
+    scene.step(5)
+    assert len(scene.jobs("prepare")) == 2
+
+
+def test_a_deleted_prepare_job_is_made_again():
+    scene = Scene()
+    scene.step()
+    scene.objects.clear()
+    scene.step(5)
+    assert len(scene.jobs("prepare")) == 1
+
+
+def test_an_unreadable_record_of_preparation_is_only_a_reason_to_prepare_again():
+    scene = Scene()
+    scene.start()
+    scene.manifest["status"]["prepared"] = {"input": 7, "facts": "?"}
+    scene.end(1, exited(70), [scene.ended_pod(1, 70)])
+    scene.step(5)
+    scene.step(10)
+    assert scene.says("Running") == ("False", "Preparing")
+
+
+def test_what_does_not_fit_takes_no_gpu_and_says_what_would():
+    scene = Scene(sftjob(workers={"nodes": 1, "gpusPerNode": 2}))
+    big = {**FACTS["model"], "parameters": 70_000_000_000, "layers": 80, "hidden_size": 8192}
+    message = Outcome.model_validate(
+        {"outcome": "Succeeded", "reason": "Succeeded", "prepare": {**FACTS, "model": big}}
+    ).to_json()
+    scene.step()
+    scene.end(None, None, [scene.ended_pod(None, 0, message, reason="Completed")])
+    last = scene.step(5)
+    assert last.effects == ()
+    assert scene.says("Planned") == ("False", "DoesNotFit")
+    assert scene.says("Running") == ("False", "DoesNotFit")
+    assert scene.says("Failed") == ("False", "InProgress"), "more nodes are one apply away"
+    words = scene.condition("Planned")["message"]
+    assert "but there are 40.0 GiB" in words
+    assert "spec.workers.nodes: 32 (and spec.training.globalBatchSize: 64)" in words
+    assert [event.reason for event in last.events] == ["DataReady", "DoesNotFit"]

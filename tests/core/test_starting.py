@@ -1,0 +1,178 @@
+"""Between an attempt's Job and its running pods: why it does not start, and what the API server refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sftjob_operator.api.objects import Ref
+from sftjob_operator.effects import Create
+from sftjob_operator.world import Refusal
+from worlds import Scene
+
+PENDING = [
+    (
+        {
+            "phase": "Pending",
+            "containerStatuses": [
+                {
+                    "name": "trainer",
+                    "image": "nope:1",
+                    "state": {
+                        "waiting": {
+                            "reason": "ImagePullBackOff",
+                            "message": 'Back-off pulling image "nope:1"',
+                        }
+                    },
+                }
+            ],
+        },
+        "ImagePull",
+        'image nope:1: ImagePullBackOff: Back-off pulling image "nope:1"',
+    ),
+    (
+        {
+            "phase": "Pending",
+            "conditions": [
+                {
+                    "type": "PodScheduled",
+                    "status": "False",
+                    "reason": "Unschedulable",
+                    "message": "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
+                }
+            ],
+        },
+        "Unschedulable",
+        "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.",
+    ),
+    (
+        {
+            "phase": "Pending",
+            "conditions": [
+                {
+                    "type": "PodScheduled",
+                    "status": "False",
+                    "message": 'persistentvolumeclaim "ws" not found',
+                }
+            ],
+        },
+        "VolumeMissing",
+        'persistentvolumeclaim "ws" not found',
+    ),
+    (
+        {
+            "phase": "Pending",
+            "containerStatuses": [
+                {
+                    "name": "trainer",
+                    "image": "i",
+                    "state": {"waiting": {"reason": "CreateContainerConfigError", "message": "runAsNonRoot"}},
+                }
+            ],
+        },
+        "ContainerConfig",
+        "CreateContainerConfigError: runAsNonRoot",
+    ),
+    ({"phase": "Pending"}, "ContainerCreating", "is being created"),
+    (
+        {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}],
+        },
+        "NodeNotReady",
+        "does not answer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "reason", "words"), PENDING, ids=[case[1] for case in PENDING])
+@pytest.mark.parametrize("number", [None, 1], ids=["prepare", "attempt"])
+def test_pods_that_do_not_start_say_why_in_one_condition(number, status, reason, words):
+    scene = Scene()
+    scene.step() if number is None else scene.prepare()
+    if number:
+        scene.step()
+    count = scene.job(number)["spec"]["parallelism"]
+    scene.starting(number, [scene.pod(number, index, **status) for index in range(count)])
+    scene.step(1)
+    quiet = {"Preparing"} if number is None else {"ContainerCreating"}
+    assert scene.condition("Running")["reason"] in quiet, "pods that are a second old are not asked"
+    assert not scene.needs.pods
+    scene.step(4)
+    expected = "Preparing" if number is None and reason == "ContainerCreating" else reason
+    assert scene.says("Running") == ("False", expected)
+    assert words in scene.condition("Running")["message"]
+
+
+def test_an_unready_gang_is_looked_at_after_5_15_30_and_60_seconds():
+    scene = Scene()
+    scene.prepare()
+    assert scene.step().requeue_after == 5
+    scene.starting(1, [scene.pod(1, phase="Pending")])
+    times = [scene.step(seconds).requeue_after for seconds in (1, 4, 10, 15, 30, 60)]
+    assert times == [4, 10, 15, 30, 60, 60]
+
+
+def test_a_gang_without_pods_says_where_to_look():
+    scene = Scene()
+    scene.prepare()
+    scene.step()
+    scene.starting(1)
+    scene.step(5)
+    assert scene.says("Running") == ("False", "PodsNotCreated")
+    assert "kubectl describe job bot-1" in scene.condition("Running")["message"]
+
+
+def test_a_pod_that_finishes_before_its_sibling_does_not_stop_the_job_from_running():
+    scene = Scene()
+    scene.start()
+    scene.job(1)["status"] = {"active": 1, "ready": 1, "succeeded": 1}
+    scene.step(10)
+    assert scene.condition("Running")["status"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "kind", "reason", "requeue"),
+    [
+        (
+            422,
+            'Job.batch "bot-1" is invalid: spec.template.spec.tolerations[0]',
+            "Accepted",
+            "PodTemplateRejected",
+            None,
+        ),
+        (403, 'pods "bot-1" is forbidden: exceeded quota: gpus', "Running", "QuotaExceeded", 60),
+        (403, 'jobs.batch is forbidden: User "x" cannot create resource "jobs"', "Running", "Forbidden", 60),
+    ],
+)
+def test_a_refused_job_is_a_condition_in_the_api_servers_words(code, message, kind, reason, requeue):
+    scene = Scene()
+    scene.prepare()
+    ref = Ref("batch/v1", "Job", "team", "bot-1")
+    scene.refusal = Refusal(ref, code, "Invalid", message)
+    last = scene.step(5)
+    assert scene.says(kind) == ("False", reason)
+    assert message in scene.condition(kind)["message"]
+    assert last.requeue_after == requeue
+    assert "startTime" not in scene.status, "the spec can still be repaired"
+    assert "attempts" not in scene.status
+    before = json.dumps(scene.status)
+    scene.step(300)
+    assert json.dumps(scene.status) == before, "being refused again is no news"
+    scene.refusal = None
+    scene.step(300)
+    assert scene.says("Accepted") == ("True", "Valid")
+    made = [each.manifest["kind"] for each in scene.last.effects if isinstance(each, Create)]
+    assert made == ["ConfigMap", "Job"]
+
+
+def test_a_refused_suspension_is_said_and_not_repeated_at_once():
+    scene = Scene()
+    scene.start()
+    scene.manifest["spec"]["suspend"] = True
+    scene.refusal = Refusal(Ref("batch/v1", "Job", "team", "bot-1"), 422, "Invalid", "a webhook says no")
+    last = scene.step(5)
+    assert last.effects == ()
+    assert last.requeue_after == 60
+    assert "a webhook says no" in scene.condition("Running")["message"]

@@ -1,0 +1,101 @@
+"""What the planner is told about GPUs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.cluster.base import Manifest, Rejected
+from sftjob_operator.gpus import LABEL, GpuMemory
+from sftjob_operator.settings import Settings
+from shell.fake_cluster import FakeCluster
+
+pytestmark = pytest.mark.looptime
+
+
+def sftjob(**workers: Any) -> SFTJob:
+    spec = {
+        "model": {"path": "m"},
+        "data": {"train": [{"path": "d.jsonl"}]},
+        "workers": workers,
+        "workspace": {"claimName": "c"},
+    }
+    return SFTJob.model_validate(
+        {
+            "apiVersion": "sftjob.dev/v1alpha1",
+            "kind": "SFTJob",
+            "metadata": {"namespace": "team", "name": "bot", "uid": "u", "generation": 1},
+            "spec": spec,
+        }
+    )
+
+
+def node(name: str, mebibytes: str | None, **labels: str) -> Manifest:
+    found = labels | ({LABEL: mebibytes} if mebibytes else {})
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"namespace": "", "name": name, "labels": found}}
+
+
+async def test_the_smallest_gpu_counts() -> None:
+    cluster = FakeCluster()
+    for number, size in enumerate(("81559", "24564", None, "much")):
+        cluster.put(node(f"n{number}", size))
+    hardware = await GpuMemory(cluster, Settings())(sftjob(gpusPerNode=8))
+    assert hardware.gpu_memory_bytes == 24564 * 2**20
+
+
+async def test_only_nodes_the_job_may_run_on_count() -> None:
+    cluster = FakeCluster()
+    cluster.put(node("small", "24564", pool="a"))
+    cluster.put(node("large", "81559", pool="b"))
+    job = sftjob(podTemplate={"spec": {"nodeSelector": {"pool": "b"}}})
+    assert (await GpuMemory(cluster, Settings())(job)).gpu_memory_bytes == 81559 * 2**20
+
+
+async def test_the_setting_beats_the_nodes_which_are_not_even_read() -> None:
+    cluster = FakeCluster()
+    hardware = await GpuMemory(cluster, Settings(gpu_memory="80Gi"))(sftjob())
+    assert hardware.gpu_memory_bytes == 80 * 2**30
+    assert cluster.calls == []
+
+
+async def test_a_job_on_cpus_reads_no_nodes() -> None:
+    cluster = FakeCluster()
+    assert (await GpuMemory(cluster, Settings())(sftjob(gpusPerNode=0))).gpu_memory_bytes is None
+    assert cluster.calls == []
+
+
+async def test_nodes_are_read_once_in_five_minutes() -> None:
+    cluster = FakeCluster()
+    cluster.put(node("n", "81559"))
+    gpus = GpuMemory(cluster, Settings())
+    for _ in range(3):
+        await gpus(sftjob())
+        await asyncio.sleep(200)
+    assert cluster.calls == [("list", "Node")] * 2
+
+
+async def test_without_the_right_to_list_nodes_it_is_unknown_and_the_log_says_what_to_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cluster = FakeCluster()
+    cluster.fail("list", "Node", Rejected(403, "Forbidden", "nodes is forbidden"))
+    assert (await GpuMemory(cluster, Settings())(sftjob())).gpu_memory_bytes is None
+    assert "SFTJOB_OPERATOR_GPU_MEMORY" in caplog.text
+    assert "nodes is forbidden" in caplog.text
+
+
+async def test_nodes_without_the_label_are_unknown_and_the_log_says_what_to_do(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cluster = FakeCluster()
+    cluster.put(node("n", None))
+    assert (await GpuMemory(cluster, Settings())(sftjob())).gpu_memory_bytes is None
+    assert "SFTJOB_OPERATOR_GPU_MEMORY" in caplog.text
+
+
+def test_a_wrong_setting_is_refused_at_the_start() -> None:
+    with pytest.raises(ValueError, match="80 gigs"):
+        GpuMemory(FakeCluster(), Settings(gpu_memory="80 gigs"))

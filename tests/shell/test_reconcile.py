@@ -1,0 +1,437 @@
+"""The shell with the real core: a job's whole life against a cluster in memory, and every way it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from sftjob_operator.api.names import LABEL_JOB
+from sftjob_operator.cluster.base import ClusterError, Key, Manifest, NotFound, Ref, Rejected, ref_of
+from sftjob_operator.reconcile import Reconciler
+from sftjob_operator.settings import Settings
+from sftjob_operator.worker import Workers
+from sftjob_operator.workqueue import WorkQueue
+from shell.fake_cluster import START, FakeCluster
+from worlds import exited, failed_outcome, prepared_outcome, progress, sftjob, trained_outcome
+
+pytestmark = pytest.mark.looptime
+
+KEY = Key("team", "bot")
+SFTJOB = Ref("sftjob.dev/v1alpha1", "SFTJob", "team", "bot")
+ATTEMPT = Ref("batch/v1", "Job", "team", "bot-1")
+
+
+def claim(name: str = "ws") -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"namespace": "team", "name": name},
+    }
+
+
+class Operator:
+    """Queue, workers and reconciler over a FakeCluster whose changes are watched."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.cluster = FakeCluster(self.now)
+        self.queue: WorkQueue[Key] = WorkQueue()
+        self.results: list[str] = []
+        self.cluster.on_change = self._watched
+        self.restart(**settings)
+
+    def restart(self, **settings: Any) -> None:
+        """A new process: nothing is remembered."""
+        self.reconciler = Reconciler(self.cluster, self.cluster, Settings(**settings), now=self.now)
+        self.workers = Workers(
+            self.queue, self.reconciler.reconcile, 2, lambda result, _: self.results.append(result)
+        )
+
+    def now(self) -> datetime:
+        return START + timedelta(seconds=asyncio.get_running_loop().time())
+
+    def _watched(self, manifest: Manifest) -> None:
+        metadata = manifest["metadata"]
+        if manifest["kind"] == "SFTJob":
+            self.queue.add(Key(metadata["namespace"], metadata["name"]))
+        elif manifest["kind"] == "Job":
+            self.queue.add(Key(metadata["namespace"], metadata["labels"][LABEL_JOB]))
+
+    # ------------------------------------------------------------------ what is seen
+
+    @property
+    def status(self) -> Manifest:
+        return self.cluster.objects[SFTJOB].get("status", {})  # type: ignore[no-any-return]
+
+    def says(self, kind: str) -> tuple[str, str]:
+        found = next(item for item in self.status["conditions"] if item["type"] == kind)
+        return found["status"], found["reason"]
+
+    def message(self, kind: str) -> str:
+        return str(next(item for item in self.status["conditions"] if item["type"] == kind)["message"])
+
+    def jobs(self) -> list[str]:
+        return [job["metadata"]["name"] for job in self.cluster.of_kind("Job")]
+
+    # ------------------------------------------------------------------ what the Job controller does
+
+    def prepare_job(self) -> Ref:
+        return next(
+            ref_of(job) for job in self.cluster.of_kind("Job") if "prepare" in job["metadata"]["name"]
+        )
+
+    def time(self) -> str:
+        return self.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def runs(self, ref: Ref) -> None:
+        pods = self.cluster.objects[ref]["spec"]["parallelism"]
+        for index in range(pods):
+            self.pod(ref, index, phase="Running")
+        self.cluster.update(ref, status={"active": pods, "ready": pods, "startTime": self.time()})
+
+    def pod(self, ref: Ref, index: int, **status: Any) -> None:
+        job = self.cluster.objects[ref]
+        labels = {
+            **job["spec"]["template"]["metadata"]["labels"],
+            "batch.kubernetes.io/job-completion-index": str(index),
+        }
+        self.cluster.put(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "namespace": "team",
+                    "name": f"{ref.name}-{index}",
+                    "labels": labels,
+                    "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}],
+                },
+                "spec": {"nodeName": f"node-{index}", "containers": [{"name": "trainer", "image": "i"}]},
+                "status": status,
+            }
+        )
+
+    def ends(self, ref: Ref, code: int, message: str, condition: str = "") -> None:
+        terminated = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "message": message}
+        statuses = [{"name": "trainer", "image": "i", "state": {"terminated": terminated}}]
+        self.pod(ref, 0, phase="Failed" if code else "Succeeded", containerStatuses=statuses)
+        kind = "Failed" if code else "Complete"
+        ended = {"type": kind, "status": "True", "message": condition, "lastTransitionTime": self.time()}
+        self.cluster.update(ref, status={"conditions": [ended], "completionTime": self.time()})
+
+    async def trains(self) -> None:
+        """To the point where attempt 1 runs."""
+        self.cluster.put(claim())
+        self.cluster.put(sftjob())
+        await asyncio.sleep(1)
+        self.ends(self.prepare_job(), 0, prepared_outcome())
+        await asyncio.sleep(1)
+        self.runs(ATTEMPT)
+        self.cluster.progress = progress().model_dump_json(by_alias=True).encode()
+        await asyncio.sleep(1)
+
+
+@contextlib.asynccontextmanager
+async def operating(**settings: Any) -> AsyncIterator[Operator]:
+    operator = Operator(**settings)
+    task = asyncio.create_task(operator.workers.run())
+    try:
+        yield operator
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_whole_life_from_apply_to_complete() -> None:
+    async with operating() as operator:
+        cluster = operator.cluster
+        cluster.put(claim())
+        cluster.put(sftjob())
+        await asyncio.sleep(1)
+        assert [name.rsplit("-", 1)[0] for name in operator.jobs()] == ["bot-prepare"]
+        assert operator.says("Running") == ("False", "Preparing")
+
+        operator.ends(operator.prepare_job(), 0, prepared_outcome())
+        await asyncio.sleep(1)
+        assert ATTEMPT in cluster.objects
+        assert Ref("v1", "Service", "team", "bot") in cluster.objects
+        assert Ref("v1", "ConfigMap", "team", "bot-1") in cluster.objects
+        assert operator.says("Planned") == ("True", "Fits")
+
+        operator.runs(ATTEMPT)
+        cluster.progress = progress(step=120).model_dump_json(by_alias=True).encode()
+        await asyncio.sleep(25)
+        assert operator.says("Running") == ("True", "TrainingSteps")
+        assert operator.status["progress"]["display"] == "120/480"
+        assert operator.reconciler.progress[KEY].step == 120
+
+        operator.ends(ATTEMPT, 0, trained_outcome())
+        await asyncio.sleep(1)
+        assert operator.says("Complete") == ("True", "Trained")
+        assert operator.status["result"]["export"] == "jobs/bot/export"
+        assert operator.reconciler.progress == {}, "a finished job has no progress gauges"
+
+        before = len(cluster.calls)
+        await asyncio.sleep(3600)
+        assert len(cluster.calls) == before, "a finished job costs nothing"
+        assert set(operator.results) == {"ok"}
+
+
+async def test_events_tell_the_life_in_the_order_of_the_conditions_and_after_the_status() -> None:
+    async with operating() as operator:
+        await operator.trains()
+        operator.ends(ATTEMPT, 0, trained_outcome())
+        await asyncio.sleep(1)
+        reasons = [event.reason for event in operator.cluster.events]
+        assert reasons[-1] == "Trained"
+        assert reasons.index("DataReady") < reasons.index("Trained")
+        calls = operator.cluster.calls
+        first_event = calls.index(("emit_event", "Event"))
+        assert ("patch_status", "SFTJob") in calls[:first_event]
+
+
+async def test_a_settled_pass_writes_nothing() -> None:
+    async with operating() as operator:
+        await operator.trains()
+        await asyncio.sleep(60)
+        writes = len(operator.cluster.writes())
+        for _ in range(20):
+            operator.queue.add(KEY)
+            await asyncio.sleep(0.1)
+        assert len(operator.cluster.writes()) == writes
+
+
+async def test_a_failed_attempt_is_followed_by_the_next_after_its_back_off() -> None:
+    async with operating() as operator:
+        await operator.trains()
+        operator.ends(ATTEMPT, 70, failed_outcome("Crash", "boom"), exited(70))
+        await asyncio.sleep(2)
+        assert operator.says("Running") == ("False", "Restarting")
+        assert "bot-2" not in operator.jobs()
+        await asyncio.sleep(15)
+        assert "bot-2" in operator.jobs()
+        assert operator.status["restarts"] == 1
+        assert operator.says("Failed") == ("False", "InProgress")
+
+
+async def test_a_user_error_in_preparation_is_final_and_a_second_apply_repairs_it() -> None:
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(1)
+        first = operator.prepare_job()
+        operator.ends(
+            first,
+            71,
+            failed_outcome("UserError", "data/chat.jsonl line 7: no assistant turn", reason="InvalidRow"),
+        )
+        await asyncio.sleep(60)
+        assert operator.says("Failed") == ("True", "InvalidRow")
+        assert "line 7" in operator.message("Failed")
+        assert operator.jobs() == [first.name]
+
+        repaired = sftjob(data={"train": [{"path": "data/repaired.jsonl"}]})["spec"]
+        metadata = {**operator.cluster.objects[SFTJOB]["metadata"], "generation": 2}
+        operator.cluster.update(SFTJOB, spec=repaired, metadata=metadata)
+        await asyncio.sleep(1)
+        assert operator.prepare_job() != first
+        assert operator.says("Failed")[0] == "False"
+
+
+async def test_a_missing_claim_is_waited_for() -> None:
+    async with operating() as operator:
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(1)
+        assert operator.says("Running") == ("False", "VolumeMissing")
+        assert "ws" in operator.message("Running")
+        assert operator.jobs() == []
+        operator.cluster.put(claim())
+        await asyncio.sleep(61)
+        assert len(operator.jobs()) == 1
+
+
+async def test_an_unreadable_spec_is_a_condition_and_no_crash() -> None:
+    async with operating() as operator:
+        broken = sftjob()
+        broken["spec"]["workers"] = {"nodes": "many"}
+        operator.cluster.put(broken)
+        await asyncio.sleep(5)
+        assert operator.says("Accepted") == ("False", "InvalidSpec")
+        assert "nodes" in operator.message("Accepted")
+        assert set(operator.results) == {"ok"}
+
+
+# ------------------------------------------------------------------ the cluster says no
+
+
+async def test_a_refused_child_is_a_condition_in_the_servers_words_and_no_retry_loop() -> None:
+    words = 'pods "bot-prepare" is forbidden: exceeded quota: gpu-quota'
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.fail("create", "Job", Rejected(403, "Forbidden", words), times=1000)
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(10)
+        everything = " ".join(item.get("message", "") for item in operator.status["conditions"])
+        assert words in everything
+        assert set(operator.results) == {"ok"}
+        assert operator.cluster.calls.count(("create", "Job")) <= 3
+
+
+async def test_a_5xx_is_tried_again_by_the_queue_until_it_passes() -> None:
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.fail("create", "Job", ClusterError("InternalError (500): etcd is away"), times=4)
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(30)
+        assert operator.results.count("retry") == 4
+        assert operator.results[-1] == "ok"
+        assert len(operator.jobs()) == 1
+        assert len(operator.cluster.of_kind("ConfigMap")) == 1, "what was there already is fine"
+
+
+async def test_a_status_write_that_fails_is_made_up_for_and_its_events_come_then() -> None:
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.fail("patch_status", "SFTJob", ClusterError("503"), times=1)
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(5)
+        assert operator.results[0] == "retry"
+        assert operator.says("Accepted") == ("True", "Valid")
+        assert len(operator.jobs()) == 1
+
+
+async def test_a_child_of_an_earlier_sftjob_of_this_name_is_waited_out() -> None:
+    async with operating() as operator:
+        await operator.trains()
+        config = Ref("v1", "ConfigMap", "team", "bot-1")
+        stale = operator.cluster.objects[config]
+        await operator.cluster.delete(SFTJOB)
+        stale["metadata"]["ownerReferences"][0]["uid"] = "uid-of-an-earlier-job"
+        operator.cluster.put(stale)  # the garbage collector is slow
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(1)
+        operator.ends(operator.prepare_job(), 0, prepared_outcome())
+        await asyncio.sleep(20)
+        assert ATTEMPT not in operator.cluster.objects, "it would run with the other job's configuration"
+        assert "retry" in operator.results
+        del operator.cluster.objects[config]
+        await asyncio.sleep(60)
+        assert ATTEMPT in operator.cluster.objects
+        assert operator.cluster.objects[config]["metadata"]["uid"] != stale["metadata"]["uid"]
+
+
+# ------------------------------------------------------------------ late views, lost objects, new processes
+
+
+async def test_a_view_that_lags_behind_makes_no_second_job() -> None:
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.put(sftjob())
+        operator.cluster.freeze()  # nothing of what this pass writes will be seen
+        for _ in range(40):
+            operator.queue.add(KEY)
+            await asyncio.sleep(0.1)
+        assert operator.cluster.calls.count(("create", "Job")) == 1
+        operator.cluster.thaw()
+        await asyncio.sleep(1)
+        assert len(operator.jobs()) == 1
+
+
+async def test_a_view_that_never_catches_up_still_leads_to_one_attempt() -> None:
+    async with operating() as operator:
+        await operator.trains()
+        operator.ends(ATTEMPT, 70, failed_outcome("Crash", "boom"), exited(70))
+        await asyncio.sleep(2)
+        operator.cluster.freeze()
+        for _ in range(300):
+            operator.queue.add(KEY)
+            await asyncio.sleep(0.2)
+        assert [name for name in operator.jobs() if "prepare" not in name] == ["bot-1", "bot-2"]
+        operator.cluster.thaw()
+        await asyncio.sleep(1)
+        assert operator.status["restarts"] == 1
+
+
+async def test_an_sftjob_deleted_in_the_middle_of_a_pass_is_let_go() -> None:
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.fail("patch_status", "SFTJob", NotFound(404, "NotFound", "gone"))
+        operator.cluster.put(sftjob())
+        operator.cluster.freeze()
+        await asyncio.sleep(0.1)
+        assert operator.results == ["ok"]
+        assert operator.cluster.events == []
+
+
+async def test_a_deleted_sftjob_leaves_nothing_but_the_claim_and_is_forgotten() -> None:
+    async with operating() as operator:
+        await operator.trains()
+        await operator.cluster.delete(SFTJOB)
+        await asyncio.sleep(60)
+        kinds = {ref.kind for ref in operator.cluster.objects}
+        assert kinds == {"PersistentVolumeClaim"}
+        assert operator.reconciler.progress == {}
+        assert set(operator.results) == {"ok"}
+
+
+async def test_an_sftjob_that_is_being_deleted_gets_no_new_children() -> None:
+    async with operating() as operator:
+        going = sftjob()
+        going["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
+        operator.cluster.put(claim())
+        operator.cluster.put(going)
+        await asyncio.sleep(10)
+        assert operator.cluster.writes() == []
+
+
+@pytest.mark.parametrize("at", ["prepare", "attempt", "running"])
+async def test_a_new_process_goes_on_where_the_killed_one_was(at: str) -> None:
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(1)
+        if at != "prepare":
+            operator.ends(operator.prepare_job(), 0, prepared_outcome())
+            await asyncio.sleep(1)
+        if at == "running":
+            operator.runs(ATTEMPT)
+            await asyncio.sleep(1)
+        uids = {ref: body["metadata"]["uid"] for ref, body in operator.cluster.objects.items()}
+        fresh = Reconciler(operator.cluster, operator.cluster, Settings(), now=operator.now)
+        for _ in range(3):
+            await fresh.reconcile(KEY)
+        after = {ref: body["metadata"]["uid"] for ref, body in operator.cluster.objects.items()}
+        assert after == uids
+
+
+async def test_a_status_meant_for_a_deleted_job_never_reaches_its_namesake() -> None:
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.put(sftjob())
+        operator.cluster.freeze()
+        del operator.cluster.objects[SFTJOB]
+        namesake = sftjob()
+        namesake["metadata"]["uid"] = "another"
+        operator.cluster.put(namesake)
+        await asyncio.sleep(1)
+        assert "status" not in operator.cluster.objects[SFTJOB]
+
+
+async def test_suspending_patches_the_running_job_and_resuming_runs_the_same_again() -> None:
+    async with operating() as operator:
+        await operator.trains()
+        spec = operator.cluster.objects[SFTJOB]["spec"]
+        operator.cluster.update(SFTJOB, spec={**spec, "suspend": True})
+        await asyncio.sleep(1)
+        assert operator.cluster.objects[ATTEMPT]["spec"]["suspend"] is True
+        suspended = {"type": "Suspended", "status": "True", "reason": "JobSuspended"}
+        operator.cluster.update(ATTEMPT, status={"conditions": [suspended]})
+        await asyncio.sleep(1)
+        assert operator.says("Suspended") == ("True", "SuspendedByUser")
+        operator.cluster.update(SFTJOB, spec={**spec, "suspend": False})
+        await asyncio.sleep(1)
+        assert operator.cluster.objects[ATTEMPT]["spec"]["suspend"] is False
+        assert [name for name in operator.jobs() if "prepare" not in name] == ["bot-1"]
