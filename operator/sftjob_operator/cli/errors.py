@@ -1,0 +1,14 @@
+"""What a command says when it cannot go on: one sentence for a person, and an exit code."""
+
+from __future__ import annotations
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class CliError(Exception):
+    """Shown as `error: ...`; never a traceback."""
+
+    def __init__(self, message: str, code: int = USAGE) -> None:
+        """`code` is the exit code of the process."""
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,77 @@
+"""What a local cluster has to hold before a job can run in it: its volume and its secrets, and enough GPUs."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+
+from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.cli.errors import CliError
+from sftjob_operator.cluster.base import Manifest
+from sftjob_operator.cluster.local import node
+from sftjob_operator.cluster.local.volumes import BOUND_TO
+
+
+def claim(name: str, namespace: str, directory: Path) -> Manifest:
+    """A PersistentVolumeClaim that is bound to a directory."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "annotations": {BOUND_TO: str(directory.resolve())},
+        },
+        "spec": {"accessModes": ["ReadWriteMany"]},
+    }
+
+
+def secret(words: str, namespace: str) -> Manifest:
+    """A Secret from NAME=FILE, a file of KEY=VALUE lines."""
+    name, _, file = words.partition("=")
+    if not name or not file:
+        raise CliError(f"--secret {words}: NAME=FILE is needed, where FILE has lines KEY=VALUE")
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliError(f"--secret {name}: {file} cannot be read: {error}") from None
+    data = {key: base64.b64encode(value.encode()).decode() for key, value in _dotenv(text, file).items()}
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": data}
+
+
+def check_gpus(job: SFTJob, file: Path, there: int | None = None) -> None:
+    """CliError when this machine has not the GPUs the job asks for."""
+    workers = job.spec.workers
+    there = len(node.gpu_memory_mib()) if there is None else there
+    needed = workers.nodes * workers.gpus_per_node
+    if needed <= there:
+        if needed and workers.nodes > 1:  # every pod here sees all GPUs, and would take the first
+            raise CliError(
+                f"{file}: on one machine all GPUs belong to one node: "
+                f"set spec.workers.nodes: 1 and spec.workers.gpusPerNode: {needed}"
+            )
+        return
+    machine = "this machine has no NVIDIA GPU" if there == 0 else f"this machine has {there}"
+    stated = "" if "gpus_per_node" in workers.model_fields_set else " (1 is the default of gpusPerNode)"
+    gpus = "1 GPU" if needed == 1 else f"{workers.nodes} x {workers.gpus_per_node} GPUs"
+    raise CliError(
+        f"{file}: the job needs {gpus}{stated}, but {machine}: "
+        "set spec.workers.gpusPerNode: 0 to train on the CPU, or run it in a cluster"
+    )
+
+
+def _dotenv(text: str, file: str) -> Mapping[str, str]:
+    result = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        key, equals, value = stripped.removeprefix("export ").partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise CliError(f"{file} line {number}: KEY=VALUE is needed")
+        value = value.strip()
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+        result[key.strip()] = value[1:-1] if quoted else value
+    return result

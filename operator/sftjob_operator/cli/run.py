@@ -1,0 +1,169 @@
+"""The command `sftjob run`: checks the file, furnishes the local cluster, drives the job, says how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from sftjob_operator.api.names import LABEL_JOB
+from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.cli import aio, farewell, furnish, table
+from sftjob_operator.cli.errors import FAILED, INTERRUPTED, OK, USAGE, CliError
+from sftjob_operator.cli.load import load
+from sftjob_operator.cli.session import Session, Show, now
+from sftjob_operator.cluster.base import Key, Manifest, Rejected, ref_of
+from sftjob_operator.cluster.local import LocalCluster
+from sftjob_operator.cluster.local.lock import StateInUseError, exclusive
+
+LOG = "sftjob.log"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the person said."""
+
+    file: Path
+    workspace: Path
+    state: Path
+    namespace: str | None
+    secrets: Sequence[str]
+
+
+def run(options: Options, console: Console) -> int:
+    """The exit code: 0 complete, 1 failed, 130 interrupted. CliError (2) for what is wrong with the input."""
+    manifest = load(options.file, options.namespace)
+    secrets = [furnish.secret(words, manifest["metadata"]["namespace"]) for words in options.secrets]
+    if not options.workspace.is_dir():
+        raise CliError(f"--workspace {options.workspace}: no such directory")
+    try:
+        with exclusive(options.state):
+            _log_to(options.state / LOG)
+            return aio.run(_run(options, manifest, secrets, console))
+    except StateInUseError as error:
+        raise CliError(str(error)) from None
+    except ValueError as error:
+        raise CliError(str(error)) from None
+
+
+async def _run(options: Options, manifest: Manifest, secrets: Sequence[Manifest], console: Console) -> int:
+    cluster = LocalCluster(options.state)
+    key = Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+    try:
+        await _apply(cluster, key, manifest, secrets, options)
+        before = cluster.sftjob(key)
+        if before is not None and table.is_true(before, "Complete"):
+            _say(console, farewell.success(before, options.workspace))
+            _say(console, [farewell.again(before, options.state)])
+            return OK
+        with _display(cluster, console) as show:
+            code = await Session(cluster, key, show).run()
+        return _last_words(cluster, key, code, options, console)
+    finally:
+        await cluster.close()
+
+
+async def _apply(
+    cluster: LocalCluster, key: Key, manifest: Manifest, secrets: Sequence[Manifest], options: Options
+) -> None:
+    """The job and what it needs, in the cluster; CliError in the API server's words where it is refused."""
+    wanted = {**manifest, "spec": {"suspend": False, **manifest.get("spec", {})}}
+    old = cluster.sftjob(key)
+    if old is not None and table.is_true(old, "Failed") and "startTime" not in old.get("status", {}):
+        # It never started: what was wrong may be repaired outside the YAML, in the data.
+        await cluster.delete(ref_of(old))
+        old = None
+    try:
+        checked = await (cluster.create(wanted, dry_run=True) if old is None else cluster.apply(wanted))
+        job = SFTJob.model_validate(checked)
+        furnish.check_gpus(job, options.file)
+        claim = furnish.claim(job.spec.workspace.claim_name, key.namespace, options.workspace)
+        for item in (claim, *secrets):
+            await cluster.apply(item)
+        if old is None:
+            await cluster.apply(wanted)
+    except Rejected as error:
+        raise CliError(f"{options.file}: {error.message}") from None
+
+
+def _last_words(cluster: LocalCluster, key: Key, code: int, options: Options, console: Console) -> int:
+    job = cluster.sftjob(key)
+    if job is None:
+        raise CliError(f"{key.name} was deleted", FAILED)
+    if code == OK:
+        _say(console, farewell.success(job, options.workspace))
+    elif code == INTERRUPTED:
+        step = job.get("status", {}).get("progress", {}).get("display")
+        _say(
+            console,
+            [
+                f"{key.name} is suspended{f' at step {step}' if step else ''}; the same command goes on with it"
+            ],
+        )
+    elif code == USAGE:
+        raise CliError(f"{options.file}: {table.sentence(job)}{_secret_hint(job)}")
+    elif table.is_true(job, "Failed"):
+        _say(console, farewell.failure(job, options.workspace, _failed_pods(cluster, key)))
+        if "startTime" in job["status"]:
+            _say(console, [farewell.again(job, options.state)])
+    else:
+        raise CliError(f"{options.file}: {table.sentence(job)}", FAILED)
+    return code
+
+
+def _secret_hint(job: Manifest) -> str:
+    is_missing = table.condition(job, "Running").get("reason") == "SecretMissing"
+    return " (give it with --secret NAME=FILE)" if is_missing else ""
+
+
+def _failed_pods(cluster: LocalCluster, key: Key) -> list[tuple[Manifest, Path]]:
+    pods = cluster.pods(key.namespace, {LABEL_JOB: key.name})
+    failed = [pod for pod in pods if pod["status"].get("phase") == "Failed"]
+    failed.sort(key=lambda pod: int(pod["metadata"]["resourceVersion"]))
+    return [(pod, cluster.kubelet.log(pod)) for pod in failed]
+
+
+@contextlib.contextmanager
+def _display(cluster: LocalCluster, console: Console) -> Iterator[Show]:
+    """A live table on a terminal, lines elsewhere."""
+    if not console.is_terminal:
+        lines = table.Lines()
+
+        def print_line(job: Manifest, note: str) -> None:
+            line = lines.next(job, now())
+            if line is not None:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        yield print_line
+        return
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+
+        def draw(job: Manifest, note: str) -> None:
+            about = [
+                item for item in cluster.events() if item["involvedObject"]["uid"] == job["metadata"]["uid"]
+            ]
+            live.update(table.screen(job, about, now(), note), refresh=True)
+
+        yield draw
+
+
+def _say(console: Console, lines: Iterator[str] | Sequence[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _log_to(path: Path) -> None:
+    """The operator's own log; the terminal belongs to the table."""
+    root = logging.getLogger()
+    for old in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
+        root.removeHandler(old)
+        old.close()
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)

@@ -1,0 +1,153 @@
+"""`sftjob run`: the operator's own reconcile loop over a LocalCluster, until one job has come to its end.
+
+Nothing of the operator is different here but the cluster: the same Reconciler, the same queue. Ctrl-C is a user's
+suspension, so the ranks save a checkpoint and a second run goes on; the second Ctrl-C ends everything at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from sftjob_operator.api.names import LABEL_JOB
+from sftjob_operator.api.v1alpha1 import API_VERSION, KIND, SFTJob
+from sftjob_operator.cli import table
+from sftjob_operator.cli.errors import FAILED, INTERRUPTED, OK, USAGE
+from sftjob_operator.cluster.base import Key, Manifest, Ref
+from sftjob_operator.cluster.local import LocalCluster, node
+from sftjob_operator.cluster.local.objects import is_finished
+from sftjob_operator.planning.hardware import Hardware
+from sftjob_operator.reconcile import Reconciler
+from sftjob_operator.settings import Settings
+from sftjob_operator.worker import Workers
+from sftjob_operator.workqueue import WorkQueue
+
+SETTINGS = Settings(trainer_image="local", poll_seconds=1.0, status_seconds=0.0, workers=1)
+"""Here nobody pays for a status write."""
+LOOK_SECONDS = 0.1
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Show = Callable[[Manifest, str], None]
+"""Told of the job as it stands, and of a note to the person."""
+
+
+class Session:
+    """One job in one cluster, whose lock this process holds."""
+
+    def __init__(self, cluster: LocalCluster, key: Key, show: Show) -> None:
+        """Must be made in the running loop."""
+        self._cluster, self._key, self._show = cluster, key, show
+        self._ref = Ref(API_VERSION, KIND, key.namespace, key.name)
+        self._queue: WorkQueue[Key] = WorkQueue()
+        self._reconciler = Reconciler(cluster, cluster, SETTINGS, hardware=hardware)
+        self._workers = Workers(self._queue, self._reconcile, SETTINGS.workers)
+        self._has_looked = False
+        self._interrupts = 0
+
+    async def run(self) -> int:
+        """Drive the job to its end; the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._interrupt)
+        self._cluster.watch(self._changed)
+        self._queue.add(self._key)
+        tasks = [asyncio.create_task(self._cluster.run()), asyncio.create_task(self._workers.run())]
+        try:
+            watching = asyncio.create_task(self._watch())
+            done, _ = await asyncio.wait({watching, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {watching}:
+                task.result()  # they never end but by an exception
+            return watching.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+
+    async def _watch(self) -> int:
+        suspended = False
+        while True:
+            job = self._cluster.sftjob(self._key)
+            if job is None:
+                return FAILED
+            if self._is_current(job):
+                self._show(job, self._note())
+                code = outcome(job)
+                if code is not None and not self._has_processes():
+                    return code
+                if suspended and table.is_true(job, "Suspended") and not self._has_processes():
+                    return INTERRUPTED
+            if self._interrupts and not suspended:
+                suspended = True
+                await self._cluster.patch(self._ref, {"spec": {"suspend": True}})
+            if self._interrupts > 1:
+                return await self._kill()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _reconcile(self, key: Key) -> float | None:
+        after = await self._reconciler.reconcile(key)
+        self._has_looked = True
+        return after
+
+    def _is_current(self, job: Manifest) -> bool:
+        """Whether the status speaks of the spec as it is, and of this run: an earlier one may have left another."""
+        observed = job.get("status", {}).get("observedGeneration")
+        return self._has_looked and observed == job["metadata"]["generation"]
+
+    def _interrupt(self) -> None:
+        self._interrupts += 1
+
+    def _note(self) -> str:
+        if not self._interrupts:
+            return ""
+        return "stopping, the ranks save a checkpoint (Ctrl-C again: stop at once, without)"
+
+    def _changed(self, key: Key) -> None:
+        if key == self._key:
+            self._queue.add(key)
+
+    async def _kill(self) -> int:
+        """Suspend the Jobs ourselves, so that what dies now is no failure, and end the processes."""
+        for job in self._cluster.jobs(self._key):
+            if not is_finished(job):
+                ref = Ref("batch/v1", "Job", self._key.namespace, job["metadata"]["name"])
+                await self._cluster.patch(ref, {"spec": {"suspend": True}})
+        while self._has_processes():
+            self._cluster.kill_pods(self._labels())
+            await asyncio.sleep(LOOK_SECONDS)
+        return INTERRUPTED
+
+    def _has_processes(self) -> bool:
+        return self._cluster.has_processes(self._labels())
+
+    def _labels(self) -> dict[str, str]:
+        return {LABEL_JOB: self._key.name}
+
+
+def outcome(job: Manifest) -> int | None:
+    """The exit code, once nothing but the person can change anything; None while it goes on."""
+    if table.is_true(job, "Complete"):
+        return OK
+    if table.is_true(job, "Failed"):
+        return FAILED
+    running = table.condition(job, "Running")
+    if table.condition(job, "Accepted").get("status") == "False" or running.get("reason") == "SecretMissing":
+        return USAGE
+    return FAILED if running.get("reason") == "DoesNotFit" else None
+
+
+async def hardware(job: SFTJob) -> Hardware:
+    """What the planner plans for: this machine, shared by the job's pods."""
+    memories = node.gpu_memory_mib()
+    return Hardware(
+        gpu_memory_bytes=min(memories) * 2**20 if memories else None,
+        host_memory_bytes=node.memory_bytes() // job.spec.workers.nodes,
+    )
+
+
+def now() -> datetime:
+    """The present, aware."""
+    return datetime.now(UTC)

@@ -1,0 +1,76 @@
+"""The controllers beside the kubelet: what the decisions of jobs.py do to the store, and garbage collection."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sftjob_operator.cluster.base import Manifest, Ref, ref_of
+from sftjob_operator.cluster.local import jobpods, jobs
+from sftjob_operator.cluster.local.objects import (
+    is_finished,
+    is_terminating,
+    owner_uids,
+    parse_timestamp,
+    timestamp,
+)
+from sftjob_operator.cluster.local.store import Store
+
+
+def asked_to_go(pod: Manifest) -> Manifest:
+    """The pod with a deletion timestamp; its kubelet does the rest."""
+    return {**pod, "metadata": {**pod["metadata"], "deletionTimestamp": timestamp()}}
+
+
+def collect_garbage(store: Store) -> None:
+    """Remove what lost its last owner. Pods are asked to go, and nobody counts them any more."""
+    everything = store.everything()
+    alive = {item["metadata"]["uid"] for item in everything}
+    for item in everything:
+        owners = owner_uids(item)
+        if not owners or any(uid in alive for uid in owners):
+            continue
+        if item["kind"] == "Pod":
+            _let_go(store, ref_of(item))
+        else:
+            store.remove(ref_of(item))
+
+
+def sync_job(store: Store, job: Manifest, now: datetime) -> None:
+    """Carry out what jobs.sync decides: the status first, so that a failure is known before its pods are gone."""
+    ref, uid = ref_of(job), job["metadata"]["uid"]
+    pods = [pod for pod in store.select("v1", "Pod", ref.namespace) if uid in owner_uids(pod)]
+    decision = jobs.sync(job, pods, now)
+    job = store.put({**job, "status": decision.status})
+    for name in decision.release:
+        _release(store, Ref("v1", "Pod", ref.namespace, name))
+    for name in decision.delete:
+        pod = store.get(Ref("v1", "Pod", ref.namespace, name))
+        if pod is not None and not is_terminating(pod):
+            store.put(asked_to_go(pod))
+    for index in decision.create:
+        store.put(jobpods.pod(job, index, now))
+    if _has_expired(job, now):
+        store.remove(ref)
+
+
+def _release(store: Store, ref: Ref) -> None:
+    """Its end is counted, or will not be."""
+    pod = store.get(ref)
+    if pod is not None and pod["metadata"].get("finalizers"):
+        store.put({**pod, "metadata": {**pod["metadata"], "finalizers": []}})
+
+
+def _let_go(store: Store, ref: Ref) -> None:
+    _release(store, ref)
+    pod = store.get(ref)
+    if pod is not None and not is_terminating(pod):
+        store.put(asked_to_go(pod))
+
+
+def _has_expired(job: Manifest, now: datetime) -> bool:
+    limit = job["spec"].get("ttlSecondsAfterFinished")
+    if limit is None or not is_finished(job):
+        return False
+    ends = (item for item in job["status"]["conditions"] if item["type"] in ("Complete", "Failed"))
+    ended = min(parse_timestamp(item["lastTransitionTime"]) for item in ends)
+    return now - ended >= timedelta(seconds=limit)

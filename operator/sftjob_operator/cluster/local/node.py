@@ -1,0 +1,70 @@
+"""This machine as a Kubernetes Node: what it can give to pods."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from sftjob_operator.cluster.base import Manifest
+
+GPU = "nvidia.com/gpu"
+
+
+def name() -> str:
+    """Our host name as a node name."""
+    return re.sub(r"[^a-z0-9.-]", "-", socket.gethostname().lower()).strip("-.") or "local"
+
+
+def cpus() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Physical memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@cache
+def gpu_memory_mib() -> tuple[int, ...]:
+    """Memory of each NVIDIA GPU; empty where there is none."""
+    program = shutil.which("nvidia-smi")
+    if program is None or not Path("/dev/nvidiactl").exists():
+        return ()
+    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(int(line) for line in done.stdout.split() if line.isdigit())
+
+
+def node() -> Manifest:
+    """The only Node of a local cluster, with the GPU labels that NVIDIA's feature discovery would set."""
+    memories = gpu_memory_mib()
+    resources = {"cpu": str(cpus()), "memory": f"{memory_bytes() >> 10}Ki"}
+    labels = {"kubernetes.io/hostname": name()}
+    if memories:
+        resources[GPU] = str(len(memories))
+        labels |= {"nvidia.com/gpu.memory": str(min(memories)), "nvidia.com/gpu.count": str(len(memories))}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name(),
+            "namespace": "",
+            "uid": name(),
+            "labels": labels,
+            "resourceVersion": "0",
+        },
+        "status": {
+            "capacity": resources,
+            "allocatable": resources,
+            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
+        },
+    }

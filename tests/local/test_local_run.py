@@ -1,0 +1,164 @@
+"""`sftjob run` with real processes: the operator's own loop, from the YAML to the end, through every interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from local.local_bench import Bench, finish, lives, until
+from sftjob_operator.cli.errors import CliError
+from sftjob_operator.cluster.local.lock import exclusive
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_job_runs_to_its_end_and_says_where_everything_lies(bench: Bench):
+    code, out = bench.run()
+    assert code == 0, out
+    assert "bot is complete: 5 steps, loss 0.5" in out
+    assert f"model to load {bench.job_folder / 'export'}" in out
+    status = bench.job()["status"]
+    assert (status["phase"], status["progress"]["display"]) == ("Succeeded", "5/5")
+    seen = json.loads((bench.job_folder / "seen-1-1").read_text())
+    assert seen["hosts"] == [True, True]
+    assert seen["cpus"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert bench.run()[1].startswith("bot is complete: 5 steps")
+
+
+def test_after_the_end_another_spec_is_refused_with_the_words_of_the_api_server(bench: Bench):
+    bench.run()
+    bench.spec = {"training": {"globalBatchSize": 4}}
+    with pytest.raises(CliError, match=r"bot.yaml: .*spec.training cannot change once the job has started"):
+        bench.run()
+
+
+def test_bad_data_fails_the_job_and_repaired_data_lets_it_run(bench: Bench):
+    (bench.workspace / "broken").write_text("17")
+    code, out = bench.run()
+    assert code == 1
+    assert "bot has failed: InvalidRow: a.jsonl line 17 is broken" in out
+    assert "  preparing without a token" in out
+    (bench.workspace / "broken").unlink()
+    assert bench.run()[0] == 0
+
+
+def test_a_failed_attempt_is_followed_by_the_next(bench: Bench):
+    bench.env = {"FAKE_FAIL": "70"}
+    code, out = bench.run()
+    assert code == 0, out
+    attempts = bench.job()["status"]["attempts"]
+    assert [(one["number"], one["state"]) for one in attempts] == [(1, "Failed"), (2, "Succeeded")]
+    assert attempts[0]["message"] == "rank 1: it broke"
+
+
+def test_after_the_last_attempt_the_reason_and_the_log_are_shown(bench: Bench):
+    bench.env, bench.spec = {"FAKE_FAIL": "70"}, {"failurePolicy": {"maxRestarts": 0}}
+    code, out = bench.run()
+    assert code == 1
+    assert "bot has failed: Crash: " in out
+    assert "rank 1: it broke" in out
+    assert "  the last words of rank 1" in out
+    assert "to start again: sftjob delete bot" in out
+
+
+def test_a_missing_secret_is_asked_for_and_reaches_prepare_when_given(bench: Bench):
+    bench.spec = {"model": {"path": "models/base", "secretRef": {"name": "hub"}}}
+    with pytest.raises(CliError, match=r"SecretMissing: .*hub.* \(give it with --secret NAME=FILE\)"):
+        bench.run()
+    env = bench.folder / "hub.env"
+    env.write_text("# of the hub\nTOKEN='s3cret'\n")
+    assert bench.run(secrets=(f"hub={env}",))[0] == 0
+    (log,) = bench.state.glob("pods/default/bot-prepare-*/container.log")
+    assert log.read_text() == "preparing s3cret\n"
+    assert (bench.state / "objects" / "secret" / "default" / "hub.json").stat().st_mode & 0o77 == 0
+
+
+def test_two_runs_of_one_state_are_refused(bench: Bench):
+    with (
+        exclusive(bench.state),
+        pytest.raises(CliError, match=rf"process {os.getpid()} is already running jobs"),
+    ):
+        bench.run()
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(bench: Bench):
+    bench.env = {"FAKE_STEPS": "9", "FAKE_HOLD": "4"}
+    process = bench.start()
+    until(lambda: bench.step() == 4, "step 4")
+    code, out = finish(process, signal.SIGINT)
+    assert (code, out.splitlines()[-1]) == (
+        130,
+        "bot is suspended at step 4/9; the same command goes on with it",
+    )
+    assert not any(lives(pid) for pid in bench.pids(1))
+    (bench.job_folder / "go").touch()
+    assert bench.run()[0] == 0
+    assert json.loads((bench.job_folder / "seen-2-0").read_text())["start"] == 4
+    assert bench.job()["status"]["restarts"] == 0
+
+
+def test_a_second_ctrl_c_ends_ranks_that_do_not_stop(bench: Bench):
+    fake = bench.package / "__main__.py"
+    fake.write_text(
+        fake.read_text().replace(
+            "signal.signal(signal.SIGTERM, stop)", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+        )
+    )
+    bench.env = {"FAKE_STEPS": "9", "FAKE_HOLD": "4"}
+    process = bench.start()
+    until(lambda: bench.step() == 4, "step 4")
+    process.send_signal(signal.SIGINT)
+    until(lambda: bench.job()["spec"]["suspend"], "the first is taken")
+    assert finish(process, signal.SIGINT)[0] == 130
+    assert not any(lives(pid) for pid in bench.pids(1))
+    (bench.job_folder / "go").touch()
+    assert bench.run()[0] == 0
+
+
+def test_after_kill_9_the_next_run_goes_on_with_the_living_ranks(bench: Bench):
+    bench.env = {"FAKE_STEPS": "9", "FAKE_HOLD": "4"}
+    process = bench.start()
+    until(lambda: bench.step() == 4, "step 4")
+    pids = bench.pids(1)
+    process.kill()
+    process.communicate()
+    assert all(lives(pid) for pid in pids)
+    (bench.job_folder / "go").touch()
+    code, out = bench.run()
+    assert code == 0, out
+    (attempt,) = bench.job()["status"]["attempts"]
+    assert (attempt["number"], attempt["state"]) == (1, "Succeeded")
+
+
+def test_ranks_that_ended_while_nobody_looked_are_counted(bench: Bench):
+    bench.env = {"FAKE_STEPS": "9", "FAKE_HOLD": "4"}
+    process = bench.start()
+    until(lambda: bench.step() == 4, "step 4")
+    pids = bench.pids(1)
+    process.kill()
+    process.communicate()
+    (bench.job_folder / "go").touch()
+    until(lambda: not any(lives(pid) for pid in pids), "the ranks end")
+    assert bench.run()[0] == 0
+    assert len(bench.job()["status"]["attempts"]) == 1
+
+
+def test_a_killed_rank_is_a_failed_attempt(bench: Bench):
+    bench.env = {"FAKE_STEPS": "9", "FAKE_HOLD": "4"}
+    process = bench.start()
+    until(lambda: bench.step() == 4, "step 4")
+    os.kill(bench.pids(1)[1], signal.SIGKILL)
+    (bench.job_folder / "go").touch()
+    code, out = finish(process)
+    assert code == 0, out
+    first, second = bench.job()["status"]["attempts"]
+    assert (first["reason"], first["exitCode"], second["state"]) == ("HostOutOfMemory", 137, "Succeeded")
