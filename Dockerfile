@@ -1,0 +1,109 @@
+# Two images from one file:
+#   docker build --target operator -t registry.example.com/sftjob/operator:0.1.0 .
+#   docker build --target trainer  -t registry.example.com/sftjob/trainer:0.1.0 .
+# Bases are arguments, so that a platform's own, pinned by digest, can take their place; both need Python 3.11 or newer
+# with venv. Behind a mirror or an inspecting proxy hand over `--secret id=package-index,src=FILE` (lines NAME='value'
+# of PIP_* and UV_* variables) and `--secret id=ca-certificates,src=BUNDLE`: neither leaves a trace in the image.
+ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
+# torch's wheels bring CUDA themselves, so no CUDA base is needed. One with cuda-compat helps older drivers.
+ARG TRAINER_IMAGE=${PYTHON_IMAGE}
+
+# ---------------------------------------------------------------- what builds
+FROM ${PYTHON_IMAGE} AS tools
+ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt PIP_CERT=/etc/ssl/certs/ca-certificates.crt \
+    UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_CACHE=1
+WORKDIR /source
+COPY requirements/build.txt requirements/
+RUN --mount=type=secret,id=package-index,target=/run/package-index \
+    --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    set -a && if [ -f /run/package-index ]; then . /run/package-index; fi && set +a && \
+    python3 -m venv /opt/build && \
+    /opt/build/bin/pip install --quiet --no-cache-dir --require-hashes -r requirements/build.txt
+
+FROM tools AS wheel
+COPY pyproject.toml README.md LICENSE ./
+COPY operator operator
+COPY trainer trainer
+RUN /opt/build/bin/python -m hatchling build -t wheel -d /dist
+
+# ---------------------------------------------------------------- operator
+FROM tools AS operator-environment
+COPY requirements/operator.txt requirements/
+# The kubernetes package (116 of 180 MiB) reads kubeconfigs, which a pod has none of; its imports are lazy, as the
+# last line proves.
+RUN --mount=type=secret,id=package-index,target=/run/package-index \
+    --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    set -a && if [ -f /run/package-index ]; then . /run/package-index; fi && set +a && \
+    python3 -m venv --without-pip /opt/sftjob && \
+    /opt/build/bin/uv pip install --quiet --python /opt/sftjob --require-hashes -r requirements/operator.txt && \
+    /opt/build/bin/uv pip uninstall --quiet --python /opt/sftjob kubernetes
+COPY --from=wheel /dist /dist
+RUN /opt/build/bin/uv pip install --quiet --offline --python /opt/sftjob --no-deps /dist/*.whl && \
+    /opt/sftjob/bin/python -c "import sftjob_operator.__main__"
+
+FROM ${PYTHON_IMAGE} AS operator
+ARG VERSION=dev
+LABEL org.opencontainers.image.title="SFTJob operator" \
+      org.opencontainers.image.description="Drives SFTJobs: fine-tunes chat models on Kubernetes" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+# USER: libraries that ask for the user's name fail on a bare UID without it.
+ENV PATH=/opt/sftjob/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp USER=sftjob PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+COPY --from=operator-environment /opt/sftjob /opt/sftjob
+WORKDIR /tmp
+USER 65532:65532
+EXPOSE 8080
+ENTRYPOINT ["/opt/sftjob/bin/python", "-m", "sftjob_operator"]
+
+# ---------------------------------------------------------------- trainer
+FROM ${TRAINER_IMAGE} AS trainer-environment
+ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
+    UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_CACHE=1
+WORKDIR /source
+COPY --from=tools /opt/build/bin/uv /usr/local/bin/uv
+COPY requirements/trainer.txt requirements/
+RUN --mount=type=secret,id=package-index,target=/run/package-index \
+    --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    set -a && if [ -f /run/package-index ]; then . /run/package-index; fi && set +a && \
+    python3 -m venv --without-pip /opt/sftjob && \
+    uv pip install --quiet --python /opt/sftjob --require-hashes -r requirements/trainer.txt
+
+# DeepSpeed compiles FusedAdam at first use, with an nvcc that no pod has: it is compiled here, with the nvcc of torch's
+# own CUDA version, which comes as a wheel and does not stay. CPUAdam is not: it is compiled for the very CPU it is built
+# on, and would crash on an older one.
+FROM trainer-environment AS trainer-kernels
+ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+RUN apt-get update && apt-get install -y --no-install-recommends g++ python3-dev
+COPY requirements/kernels.txt requirements/
+RUN --mount=type=secret,id=package-index,target=/run/package-index \
+    --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    set -a && if [ -f /run/package-index ]; then . /run/package-index; fi && set +a && \
+    uv pip install --quiet --python /opt/sftjob --require-hashes -r requirements/kernels.txt && \
+    export CUDA_HOME=$(echo /opt/sftjob/lib/python3*/site-packages/nvidia/cu1*) && \
+    ln -s libcudart.so.1? $CUDA_HOME/lib/libcudart.so && ln -s lib $CUDA_HOME/lib64 && \
+    PATH=/opt/sftjob/bin:$CUDA_HOME/bin:$PATH DS_ACCELERATOR=cuda DS_BUILD_FUSED_ADAM=1 \
+    uv pip install --python /opt/sftjob --no-build-isolation --no-deps --require-hashes \
+        --no-binary deepspeed --reinstall-package deepspeed -r requirements/trainer.txt && \
+    ls /opt/sftjob/lib/python3*/site-packages/deepspeed/ops/adam/fused_adam_op*.so && \
+    mkdir /kernels && cp -r /opt/sftjob/lib/python3*/site-packages/deepspeed* /kernels
+
+FROM trainer-environment AS trainer-complete
+COPY --from=trainer-kernels /kernels /kernels
+COPY --from=wheel /dist /dist
+RUN cp -rT /kernels "$(echo /opt/sftjob/lib/python3*/site-packages)" && \
+    uv pip install --quiet --offline --python /opt/sftjob --no-deps /dist/*.whl
+
+FROM ${TRAINER_IMAGE} AS trainer
+ARG VERSION=dev
+LABEL org.opencontainers.image.title="SFTJob trainer" \
+      org.opencontainers.image.description="Prepares data and fine-tunes chat models with DeepSpeed" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+# Not NVIDIA_VISIBLE_DEVICES: the device plugin sets it for the pods that were given GPUs, and for no others.
+ENV PATH=/opt/sftjob/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp USER=sftjob PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=trainer-complete /opt/sftjob /opt/sftjob
+WORKDIR /tmp
+USER 65532:65532
+EXPOSE 9400
+ENTRYPOINT ["/opt/sftjob/bin/python", "-m", "sft_trainer"]

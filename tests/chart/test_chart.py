@@ -1,0 +1,284 @@
+"""The Helm chart, rendered by helm: valid for Kubernetes 1.34, no right too many, no value without effect."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from machine import skip_or_fail
+from sftjob_operator.api.crd import crd
+from sftjob_operator.settings import Settings
+
+CHART = Path(__file__).resolve().parents[2] / "charts" / "sftjob"
+NAMESPACES = ("--set", "rbac.scope=namespaces", "--set", "rbac.namespaces={team-a,team-b}")
+KUBERNETES = "1.34"
+
+# (API group, resource) -> verbs, in the namespaces of SFTJobs. What calls them: cluster/kubernetes.py for
+# reconcile.py, polling.py and resync.py; watching is Kopf's.
+WORK = {
+    ("sftjob.dev", "sftjobs"): {"get", "list", "watch"},
+    ("sftjob.dev", "sftjobs/status"): {"patch"},
+    ("sftjob.dev", "sftjobs/finalizers"): {"update"},  # for blockOwnerDeletion, where the cluster checks it
+    ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
+    ("", "configmaps"): {"get", "create", "delete"},
+    ("", "services"): {"get", "create", "patch"},
+    ("", "pods"): {"list"},
+    ("", "persistentvolumeclaims"): {"get"},
+    ("", "secrets"): {"get"},
+    ("", "events"): {"create"},
+}
+LEASES = {("coordination.k8s.io", "leases"): {"get", "create", "patch"}}
+NODES = {("", "nodes"): {"list"}}
+
+Manifest = dict[str, Any]
+Render = Callable[..., list[Manifest]]
+
+
+@pytest.fixture(scope="session")
+def helm() -> Path:
+    from devcluster import binaries
+    from devcluster.processes import CommandError
+
+    try:
+        found = binaries.helm()
+        subprocess.run([found, "version"], check=True, capture_output=True)
+    except (CommandError, OSError, subprocess.CalledProcessError) as error:
+        skip_or_fail(f"helm cannot be had here: {error}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def template(helm: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(helm), "template", "sftjob", str(CHART), "--namespace", "sftjob-system", *words]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def render(template: Callable[..., subprocess.CompletedProcess[str]]) -> Render:
+    def run(*words: str) -> list[Manifest]:
+        done = template(*words)
+        assert done.returncode == 0, done.stderr
+        return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+
+    return run
+
+
+def of_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
+
+
+def operator_pod(manifests: list[Manifest]) -> Manifest:
+    (deployment,) = of_kind(manifests, "Deployment")
+    return deployment["spec"]["template"]
+
+
+def environment(manifests: list[Manifest]) -> dict[str, str]:
+    (container,) = operator_pod(manifests)["spec"]["containers"]
+    return {variable["name"]: variable.get("value", "from the pod") for variable in container["env"]}
+
+
+def rights(manifests: list[Manifest]) -> dict[tuple[str, str], set[str]]:
+    table: dict[tuple[str, str], set[str]] = {}
+    for manifest in manifests:
+        for rule in manifest["rules"]:
+            for group in rule["apiGroups"]:
+                for resource in rule["resources"]:
+                    table.setdefault((group, resource), set()).update(rule["verbs"])
+    return table
+
+
+def bound_to_the_operator(manifests: list[Manifest]) -> dict[tuple[str, str | None], str]:
+    """(role, namespace) -> service account."""
+    bindings = of_kind(manifests, "RoleBinding") + of_kind(manifests, "ClusterRoleBinding")
+    return {
+        (one["roleRef"]["name"], one["metadata"].get("namespace")): one["subjects"][0]["name"]
+        for one in bindings
+    }
+
+
+def test_helm_lint_has_no_complaint(helm: Path):
+    done = subprocess.run([helm, "lint", "--strict", CHART], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), NAMESPACES, ("--set", "replicas=2"), ("--set", "crds.install=false,rbac.aggregate=false")],
+    ids=str,
+)
+def test_every_manifest_is_valid_kubernetes(render: Render, words: tuple[str, ...]):
+    for manifest in render(*words):
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def test_cluster_scope_has_exactly_the_rights_the_code_uses(render: Render):
+    manifests = render()
+    (role,) = [one for one in of_kind(manifests, "ClusterRole") if one["metadata"]["name"] == "sftjob"]
+    (lease_role,) = of_kind(manifests, "Role")
+    assert rights([role]) == WORK | NODES
+    assert rights([lease_role]) == LEASES
+    assert lease_role["metadata"]["namespace"] == "sftjob-system"
+    assert bound_to_the_operator(manifests) == {
+        ("sftjob", None): "sftjob",
+        ("sftjob-leader-election", "sftjob-system"): "sftjob",
+    }
+
+
+def test_namespaces_scope_gives_no_right_outside_of_them(render: Render):
+    manifests = render(*NAMESPACES)
+    assert of_kind(manifests, "ClusterRoleBinding") == []
+    roles = {one["metadata"]["namespace"]: one for one in of_kind(manifests, "Role")}
+    assert roles.keys() == {"team-a", "team-b", "sftjob-system"}
+    assert rights([roles["team-a"]]) == rights([roles["team-b"]]) == WORK
+    assert rights([roles["sftjob-system"]]) == LEASES
+    assert set(bound_to_the_operator(manifests)) == {
+        ("sftjob", "team-a"),
+        ("sftjob", "team-b"),
+        ("sftjob-leader-election", "sftjob-system"),
+    }
+    assert environment(manifests)["SFTJOB_OPERATOR_NAMESPACES"] == "team-a,team-b"
+
+
+def test_people_get_sftjobs_through_the_roles_they_have(render: Render):
+    roles = {one["metadata"]["name"]: one for one in of_kind(render(), "ClusterRole")}
+    assert rights([roles["sftjob-view"]]) == {
+        ("sftjob.dev", "sftjobs"): {"get", "list", "watch"},
+        ("sftjob.dev", "sftjobs/status"): {"get", "list", "watch"},
+    }
+    assert ("sftjob.dev", "sftjobs/status") not in rights([roles["sftjob-edit"]]), "status is the operator's"
+    assert [
+        one["metadata"]["name"] for one in of_kind(render("--set", "rbac.aggregate=false"), "ClusterRole")
+    ] == ["sftjob"]
+
+
+def test_the_operator_understands_every_variable_it_is_given(render: Render):
+    given = environment(
+        render(*NAMESPACES, "--set", "operator.gpuMemory=80Gi,trainer.image=registry.example.com/trainer:1")
+    )
+    settings = Settings.from_environment(given)
+    known = {f"SFTJOB_OPERATOR_{name.upper()}" for name in Settings.__dataclass_fields__}
+    assert given.keys() <= known
+    assert settings.trainer_image == "registry.example.com/trainer:1"
+    assert settings.gpu_memory == "80Gi"
+    assert settings.namespaces == ("team-a", "team-b")
+    assert settings.lease_name == "sftjob"
+    assert (settings.workers, settings.resync_seconds) == (8, 300.0)
+
+
+def test_chart_and_code_agree_on_defaults(render: Render):
+    settings, defaults = Settings.from_environment(environment(render())), Settings()
+    for name in (
+        "workers",
+        "resync_seconds",
+        "log_format",
+        "log_level",
+        "gpu_memory",
+        "namespaces",
+        "http_port",
+    ):
+        assert getattr(settings, name) == getattr(defaults, name), name
+
+
+def test_the_pod_passes_the_restricted_pod_security_standard(render: Render):
+    spec = operator_pod(render())["spec"]
+    (container,) = spec["containers"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] == 65532
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
+    assert spec["volumes"][0].keys() == {"name", "emptyDir"}
+
+
+def test_probes_and_scrapes_go_where_the_operator_listens(render: Render):
+    pod = operator_pod(render())
+    (container,) = pod["spec"]["containers"]
+    (port,) = container["ports"]
+    assert port["containerPort"] == Settings().http_port
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    annotations = pod["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(Settings().http_port)
+    assert annotations["prometheus.io/path"] == "/metrics"
+    without = operator_pod(render("--set", "prometheus.annotations=false"))["metadata"]["annotations"]
+    assert not [name for name in without if name.startswith("prometheus.io/")]
+
+
+def test_a_disruption_budget_is_there_only_when_it_can_be_kept(render: Render):
+    assert of_kind(render(), "PodDisruptionBudget") == []
+    manifests = render("--set", "replicas=2")
+    (budget,) = of_kind(manifests, "PodDisruptionBudget")
+    labels = operator_pod(manifests)["metadata"]["labels"]
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert "podAntiAffinity" in operator_pod(manifests)["spec"]["affinity"]
+
+
+def test_the_definition_is_the_generated_one_and_stays_after_an_uninstall(render: Render):
+    (kept,) = of_kind(render(), "CustomResourceDefinition")
+    assert kept["spec"] == crd()["spec"]
+    assert kept["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    (plain,) = of_kind(render("--set", "crds.keep=false"), "CustomResourceDefinition")
+    assert plain == crd()
+    assert of_kind(render("--set", "crds.install=false"), "CustomResourceDefinition") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--set", "replica=2"), "replica"),
+        (("--set", "operator.worker=2"), "worker"),
+        (("--set", "replicas=two"), "replicas"),
+        (("--set", "replicas=0"), "minimum"),
+        (("--set", "rbac.scope=galaxy"), "scope"),
+        (("--set", "operator.gpuMemory=lots"), "gpuMemory"),
+        (("--set", "rbac.scope=namespaces"), "rbac.scope is namespaces: list them in rbac.namespaces"),
+        (("--set", "rbac.namespaces={a}"), "rbac.namespaces is only for rbac.scope: namespaces"),
+        (("--set", "serviceAccount.create=false"), "set serviceAccount.name to one that exists"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_wrong_value_is_refused_by_name(
+    template: Callable[..., Any], words: tuple[str, ...], complaint: str
+):
+    done = template(*words)
+    assert done.returncode != 0
+    assert complaint in done.stderr
+
+
+def leaves(values: Any, path: str = ""):
+    if isinstance(values, dict) and values:
+        for name, below in values.items():
+            yield from leaves(below, f"{path}.{name}")
+    else:
+        yield path
+
+
+def test_every_value_has_an_effect():
+    templates = "\n".join(path.read_text() for path in (CHART / "templates").iterdir())
+    for path in leaves(yaml.safe_load((CHART / "values.yaml").read_text())):
+        parts = path.strip(".").split(".")
+        used = (".Values." + ".".join(parts[:length]) for length in range(len(parts), 0, -1))
+        assert any(re.search(rf"{re.escape(one)}\b(?!\.)", templates) for one in used), (
+            f"no template reads {path}"
+        )
+
+
+def test_chart_version_is_the_project_version():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = (CHART.parents[1] / "pyproject.toml").read_text()
+    assert f'version = "{chart["version"]}"' in project
+    assert chart["appVersion"] == chart["version"]
