@@ -89,23 +89,14 @@ def base_model() -> Path:
 
 def ask(model: Path, questions: list[str]) -> list[str]:
     """Greedy answers of the model in `model`."""
-    command = [
-        sys.executable,
-        "-m",
-        "sft_trainer",
-        "chat",
-        "--model",
-        str(model),
-        "--json",
-        "--max-new-tokens",
-        "48",
-    ]
+    command = [sys.executable, "-m", "sft_trainer", "chat", "--model", str(model), "--json"]
+    command += ["--max-new-tokens", "48"]
     for question in questions:
         command += ["--question", question]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise SystemExit(f"asking {model} failed:\n{done.stderr[-2000:]}")
-    return [item["answer"] for item in json.loads(done.stdout)]
+    return [json.loads(line)["answer"] for line in done.stdout.splitlines()]
 
 
 def where() -> None:

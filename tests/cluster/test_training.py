@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 import time
 import urllib.parse
 import urllib.request
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import demo
 from rooms import ROOT, SYSTEM, Room, make_room, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.model, pytest.mark.timeout(1500)]
@@ -169,13 +169,8 @@ def test_the_job_completes_with_columns_filled_and_the_loss_fallen(story: Room):
 
 
 def test_the_export_answers_outside_the_pods(story: Room):
-    done = subprocess.run(
-        [sys.executable, "-m", "sft_trainer", "chat", "--model", str(story.workspace / "jobs/real/export"), "--json",
-         "--max-new-tokens", "24", "--question", "Who are you?"],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout)[0]["answer"].strip()
+    (answer,) = demo.ask(story.workspace / "jobs/real/export", ["Who are you?"])
+    assert answer
 
 
 def test_events_tell_the_story_in_order(story: Room):

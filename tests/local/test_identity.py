@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import assets
+import demo
 
 pytestmark = [pytest.mark.processes, pytest.mark.model, pytest.mark.timeout(1500)]
 
@@ -65,20 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answers(workspace: Path, *questions: str) -> list[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "sft_trainer",
-        "chat",
-        "--model",
-        str(workspace / "jobs/identity/export"),
-        "--json",
-    ]
-    for question in questions:
-        command += ["--question", question]
-    done = subprocess.run([*command, "--max-new-tokens", "40"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [item["answer"] for item in json.loads(done.stdout)]
+    return demo.ask(workspace / "jobs/identity/export", list(questions))
 
 
 def test_no_question_is_in_the_data(trained: Path):
