@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-
 import pytest
 
 import bad_inputs
@@ -97,12 +94,11 @@ def test_pods_that_fit_nowhere_are_said_in_the_schedulers_words(rooms: Room):
     rooms.kube.kubectl("delete", "sftjob", "too-big", "-n", rooms.namespace, check=True)
 
 
-def test_a_full_volume_is_said_and_not_retried(operator, tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)], check=True)
-    try:
-        rooms = make_room(operator, "full-volume", small)
+def test_a_full_volume_is_said_and_not_retried(operator):
+    from devcluster import volumes
+
+    with volumes.small("full-volume", "300k") as directory:
+        rooms = make_room(operator, "full-volume", directory)
         room = next(rooms)
         bad_inputs.furnish(room.workspace)
         room.apply("full", tiny.spec(maxSteps=4))
@@ -110,6 +106,3 @@ def test_a_full_volume_is_said_and_not_retried(operator, tmp_path):
         assert failed["reason"] == "VolumeFull"
         assert len(room.job("full")["status"].get("attempts", [])) <= 1
         rooms.close()
-    finally:
-        subprocess.run(["umount", "-l", str(small)], check=False)
-        shutil.rmtree(small, ignore_errors=True)

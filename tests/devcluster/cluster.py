@@ -17,7 +17,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from devcluster import api, binaries, cgroups, controlplane, credentials, doctor, images, network, node, paths
+from devcluster import (
+    api,
+    binaries,
+    cgroups,
+    controlplane,
+    credentials,
+    doctor,
+    images,
+    network,
+    node,
+    paths,
+    volumes,
+)
 from devcluster.processes import (
     CommandError,
     is_alive,
@@ -112,6 +124,7 @@ def given_cluster() -> Path | None:
 
 def _start() -> None:
     _save_sysctls()
+    volumes.share_mounts()
     network.up()
     credentials.create()
     controlplane.start_api()

@@ -92,7 +92,7 @@ def _hold_namespaces(node: paths.Node) -> None:
         script += [f"mkdir -p {target}", f"mount --bind '{own}' {target}"]
     script += [f"touch '{ready}'", "exec sleep infinity"]
     holder = component(node.name, "holder")
-    # "slave": what is mounted on the machine later is seen by the nodes, and never the other way round.
+    # "slave": what is mounted later below paths.mounts() is seen by the nodes, never the other way round.
     words = ["unshare", "--mount", "--propagation", "slave", "sh", "-ec", "\n".join(script)]
     spawn(holder, [*network.inside(node), *words])
     if not wait_for(ready.exists, 10, interval=0.02):

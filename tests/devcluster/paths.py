@@ -81,5 +81,10 @@ def credentials() -> Path:
     return state() / "credentials"
 
 
+def mounts() -> Path:
+    """What is mounted below it while the nodes run is seen by their pods."""
+    return state() / "mounts"
+
+
 def node_directory(name: str) -> Path:
     return state() / "nodes" / name

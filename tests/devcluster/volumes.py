@@ -7,10 +7,13 @@ is no obstacle: the runtime makes the parents of a mount anew inside the contain
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from devcluster import paths
+from devcluster.processes import run
 
 Manifest = dict[str, Any]
 
@@ -57,6 +60,26 @@ def workspace(path: Path | str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o777)
     return directory
+
+
+def share_mounts() -> None:
+    """Before the nodes leave the machine's mount namespace, whose root is often a private mount."""
+    paths.mounts().mkdir(parents=True, exist_ok=True)
+    run("mount", "--bind", paths.mounts(), paths.mounts())
+    run("mount", "--make-shared", paths.mounts())
+
+
+@contextlib.contextmanager
+def small(name: str, size: str) -> Iterator[Path]:
+    """A file system of `size` (as tmpfs writes it: 300k), seen from both nodes."""
+    directory = paths.mounts() / name
+    directory.mkdir(exist_ok=True)
+    run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", directory)
+    try:
+        yield directory
+    finally:
+        run("umount", "--lazy", directory)
+        directory.rmdir()
 
 
 def environment() -> dict[str, Path]:
