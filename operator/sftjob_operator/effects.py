@@ -19,6 +19,13 @@ class Create:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Ask the API server whether it would take this manifest (a dry run), and make nothing."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
 class Apply:
     """Server-side apply."""
 
@@ -41,4 +48,4 @@ class Delete:
     uid: str | None = None
 
 
-Effect = Create | Apply | Patch | Delete
+Effect = Create | Check | Apply | Patch | Delete

@@ -40,8 +40,9 @@ def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime, settings: Settin
     if job.metadata.get("deletionTimestamp") or is_settled(job.status):
         return Needs()
     seen = observe(job, jobs, settings)
+    unseen = (attempt_ref(job, seen.number),) if seen.attempt is None and _is_awaited(seen) else ()
     if seen.attempt_open and seen.attempt is None:
-        return Needs(jobs=(attempt_ref(job, seen.number),))
+        return Needs(jobs=unseen)
     focus = seen.focus
     labels = {} if focus is None else _pod_labels(job, seen)
     if focus is not None and not _is_over(focus):
@@ -53,6 +54,7 @@ def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime, settings: Settin
         )
     ahead = not job.spec.suspend
     return Needs(
+        jobs=unseen,
         prerequisites=prerequisites(job) if ahead else (),
         pods=focus is not None,
         pod_labels=labels,
@@ -68,6 +70,11 @@ def prerequisites(job: SFTJob) -> tuple[Ref, ...]:
         secrets.append(spec.model.secret_ref.name)
     claim = Ref("v1", "PersistentVolumeClaim", namespace, spec.workspace.claim_name)
     return (claim, *(Ref("v1", "Secret", namespace, name) for name in dict.fromkeys(secrets)))
+
+
+def _is_awaited(seen: Observed) -> bool:
+    """Status knows of a Job that may have been made."""
+    return seen.attempt_open or seen.announced
 
 
 def _is_over(focus: BatchJob) -> bool:

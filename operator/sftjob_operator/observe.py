@@ -36,9 +36,16 @@ class Observed:
     """Its name."""
 
     @property
+    def announced(self) -> bool:
+        """Status has the newest attempt already, but its Job is still to be made (policy.start)."""
+        record = self.record
+        return self.attempt is None and record is not None and (record.state, record.runs) == ("Pending", 0)
+
+    @property
     def attempt_open(self) -> bool:
-        """The newest attempt has not been settled yet."""
-        return self.number > 0 and (self.record is None or self.record.state not in _OVER)
+        """The newest attempt has been made and is not settled yet."""
+        made = self.number > 0 and not self.announced
+        return made and (self.record is None or self.record.state not in _OVER)
 
     @property
     def focus(self) -> BatchJob | None:

@@ -27,7 +27,7 @@ from sftjob_operator.cluster.base import (
     View,
     ref_of,
 )
-from sftjob_operator.effects import Apply, Create, Delete, Effect, Patch
+from sftjob_operator.effects import Apply, Check, Create, Delete, Effect, Patch
 from sftjob_operator.freshness import Freshness
 from sftjob_operator.gpus import GpuMemory
 from sftjob_operator.needs import Needs, needs
@@ -149,6 +149,8 @@ class Reconciler:
         match effect:
             case Create(manifest):
                 self._fresh.wrote(key, await self._create(body, manifest))
+            case Check(manifest):
+                await self._check(manifest)
             case Apply(manifest):
                 await self._cluster.apply(manifest)  # never a Job: nothing in the view waits for it
             case Patch(ref, patch):
@@ -156,6 +158,17 @@ class Reconciler:
             case Delete(ref, uid):
                 await self._cluster.delete(ref, uid=uid)
                 self._fresh.deleted(key, uid)
+
+    async def _check(self, manifest: Manifest) -> None:
+        """A dry run. A name that is taken is the business of the creation."""
+        try:
+            await self._cluster.create(manifest, dry_run=True)
+        except AlreadyExists:
+            return
+        except Rejected as error:
+            # A webhook with side effects cannot be asked: then the creation itself has to tell.
+            if not (error.code == 400 and "does not support dry run" in error.message):
+                raise
 
     async def _create(self, body: Manifest, manifest: Manifest) -> Manifest:
         """Create, or find that an earlier pass did."""
@@ -172,12 +185,15 @@ class Reconciler:
             return there
 
     async def _write_status(self, key: Key, body: Manifest, planned: Step) -> bool:
-        """False when the SFTJob is gone."""
+        """False when the SFTJob is gone. Conflict when its spec is newer than what this pass has looked at: a
+        start must not freeze what nobody has read.
+        """
         if planned.status is None or planned.status == body.get("status"):
             return True
         try:
+            metadata = body["metadata"]
             written = await self._cluster.patch_status(
-                ref_of(body), planned.status, uid=body["metadata"]["uid"]
+                ref_of(body), planned.status, uid=metadata["uid"], generation=metadata.get("generation")
             )
         except NotFound:
             self._forget(key)
@@ -191,7 +207,7 @@ class Reconciler:
 
 
 def _target(effect: Effect) -> Ref:
-    return ref_of(effect.manifest) if isinstance(effect, Create | Apply) else effect.ref
+    return ref_of(effect.manifest) if isinstance(effect, Create | Check | Apply) else effect.ref
 
 
 def _controller(manifest: Manifest) -> str | None:

@@ -36,7 +36,7 @@ def test_the_first_pass_prepares_and_shows_every_condition():
     assert "startTime" not in scene.status
 
 
-def test_a_finished_preparation_starts_the_first_attempt_in_the_same_pass():
+def test_a_finished_preparation_starts_the_first_attempt():
     scene = Scene()
     scene.prepare()
     scene.step(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -340,7 +341,7 @@ async def test_a_view_that_lags_behind_makes_no_second_job() -> None:
         assert len(operator.jobs()) == 1
 
 
-async def test_a_view_that_never_catches_up_still_leads_to_one_attempt() -> None:
+async def test_a_view_that_does_not_catch_up_makes_nothing_twice_and_one_attempt_in_the_end() -> None:
     async with operating() as operator:
         await operator.trains()
         operator.ends(ATTEMPT, 70, failed_outcome("Crash", "boom"), exited(70))
@@ -349,10 +350,69 @@ async def test_a_view_that_never_catches_up_still_leads_to_one_attempt() -> None
         for _ in range(300):
             operator.queue.add(KEY)
             await asyncio.sleep(0.2)
-        assert [name for name in operator.jobs() if "prepare" not in name] == ["bot-1", "bot-2"]
+        assert [name for name in operator.jobs() if "prepare" not in name] == ["bot-1"]
         operator.cluster.thaw()
         await asyncio.sleep(1)
+        assert [name for name in operator.jobs() if "prepare" not in name] == ["bot-1", "bot-2"]
         assert operator.status["restarts"] == 1
+
+
+async def test_a_status_write_that_is_lost_as_the_attempt_is_made_costs_nothing() -> None:
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(1)
+        operator.cluster.fail("create", "Job", ClusterError("503"), times=1)
+        operator.ends(operator.prepare_job(), 0, prepared_outcome())
+        await asyncio.sleep(0.1)
+        assert ATTEMPT not in operator.cluster.objects
+        assert operator.status["startTime"]
+        operator.cluster.fail("patch_status", "SFTJob", ClusterError("503"), times=1)
+        await asyncio.sleep(10)
+        assert ATTEMPT in operator.cluster.objects
+        assert operator.status["plan"]["worldSize"] == 2
+        assert operator.status["attempts"][0]["runs"] == 1
+
+
+async def test_a_spec_edited_while_a_pass_decides_is_looked_at_before_the_start_freezes_it() -> None:
+    async with operating() as operator:
+        cluster = operator.cluster
+        cluster.put(claim())
+        cluster.put(sftjob())
+        await asyncio.sleep(1)
+        operator.ends(operator.prepare_job(), 0, prepared_outcome())
+        cluster.freeze()  # the pass that this wakes does not see what follows
+        edited = sftjob(training={"learningRate": 0.5})["spec"]
+        metadata = {**cluster.objects[SFTJOB]["metadata"], "generation": 2}
+        cluster.update(SFTJOB, spec=edited, metadata=metadata)
+        await asyncio.sleep(20)
+        assert "startTime" not in operator.status
+        cluster.thaw()
+        await asyncio.sleep(5)
+        config = cluster.objects[Ref("v1", "ConfigMap", "team", "bot-1")]
+        assert json.loads(config["data"]["train.json"])["training"]["learningRate"] == 0.5
+
+
+async def test_an_attempt_that_would_be_refused_does_not_start_the_job() -> None:
+    words = 'Job.batch "bot-1" is invalid: spec.template.spec.tolerations[0]'
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(1)
+        operator.cluster.fail("dry_run", "Job", Rejected(422, "Invalid", words), times=1000)
+        operator.ends(operator.prepare_job(), 0, prepared_outcome())
+        await asyncio.sleep(10)
+        assert operator.says("Accepted") == ("False", "PodTemplateRejected")
+        assert words in operator.message("Accepted")
+        assert "startTime" not in operator.status
+
+
+async def test_a_webhook_that_cannot_be_asked_is_not_in_the_way() -> None:
+    words = 'admission webhook "quota.example.com" does not support dry run'
+    async with operating() as operator:
+        operator.cluster.fail("dry_run", "Job", Rejected(400, "BadRequest", words), times=1000)
+        await operator.trains()
+        assert operator.says("Running")[0] == "True"
 
 
 async def test_an_sftjob_deleted_in_the_middle_of_a_pass_is_let_go() -> None:

@@ -11,7 +11,7 @@ from sftjob_operator.failure import disrupted, failure, without_result
 from sftjob_operator.observe import Observed
 from sftjob_operator.pods import PodEnd, lost_pod, of_job, pod_end
 from sftjob_operator.policy.decision import Answer, Decision, Say, not_running
-from sftjob_operator.policy.records import live_record, new_record, with_outcome, with_record
+from sftjob_operator.policy.records import live_record, made, new_record, with_outcome, with_record
 from sftjob_operator.policy.restart import after_failure
 from sftjob_operator.policy.running import watch
 from sftjob_operator.policy.suspend import hold, paused
@@ -28,6 +28,7 @@ def follow(world: World, seen: Observed) -> Answer:
     record = seen.record or new_record(job, seen.number)
     if child is None:  # the API server itself was asked (needs.jobs)
         return after_failure(world, record, disrupted(f"its Job {record.job_name} was deleted"), None)
+    record = made(record)
     if child.deleting:
         message = f"attempt {record.number}: Job {child.name} is being deleted"
         return Decision(job.status, not_running("Stopping", message), requeue=_STOPPING_SECONDS)

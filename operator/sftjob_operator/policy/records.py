@@ -18,8 +18,14 @@ KEPT = 10
 
 
 def new_record(job: SFTJob, number: int) -> AttemptStatus:
-    """An attempt that has just been made."""
-    return AttemptStatus(number=number, state="Pending", job_name=names.attempt(job.name, number))
+    """An attempt that is about to be made: no start of it yet."""
+    return AttemptStatus(number=number, state="Pending", job_name=names.attempt(job.name, number), runs=0)
+
+
+def made(record: AttemptStatus) -> AttemptStatus:
+    """The record of an attempt whose Job exists."""
+    is_new = (record.state, record.runs) == ("Pending", 0)
+    return record.model_copy(update={"runs": 1}) if is_new else record
 
 
 def live_record(record: AttemptStatus, child: BatchJob) -> AttemptStatus:
@@ -38,6 +44,11 @@ def with_record(status: Status, record: AttemptStatus) -> Status:
     others = [each for each in status.attempts if each.number != record.number]
     attempts = sorted([*others, record], key=lambda each: each.number)[-KEPT:]
     return status.model_copy(update={"attempts": attempts})
+
+
+def without_record(status: Status, number: int) -> Status:
+    """`status` without an attempt that has come to nothing."""
+    return status.model_copy(update={"attempts": [each for each in status.attempts if each.number != number]})
 
 
 def with_outcome(status: Status, outcome: Outcome | None, now: datetime) -> Status:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from sftjob_operator.api.objects import Ref
 from sftjob_operator.api.status import Status
-from sftjob_operator.effects import Delete
 from sftjob_operator.policy.decision import Decision, Say, not_running
 from sftjob_operator.reports import sentence
 from sftjob_operator.world import Refusal
@@ -24,11 +22,4 @@ def refused(status: Status, refusal: Refusal) -> Decision:
     reason = "PodTemplateRejected" if ref.kind == "Job" else "ChildRejected"
     message = f"the API server refuses {what}: {words}"
     conditions = {"Accepted": Say("False", reason, message), **not_running("NotAccepted", message)}
-    return Decision(status, conditions, _clean_up(ref))
-
-
-def _clean_up(ref: Ref) -> tuple[Delete, ...]:
-    """The ConfigMap made for a refused Job: a repaired spec needs another, and it cannot be changed."""
-    if ref.kind != "Job":
-        return ()
-    return (Delete(Ref("v1", "ConfigMap", ref.namespace, ref.name)),)
+    return Decision(status, conditions)
