@@ -175,14 +175,28 @@ class Reconciler:
         try:
             return await self._cluster.create(manifest)
         except AlreadyExists:
-            ref = ref_of(manifest)
-            there = await self._cluster.get(ref)
-            if there is None or _controller(there) != body["metadata"]["uid"]:
-                raise Taken(
-                    f"{ref.kind} {ref.name} belongs to something else, "
-                    "probably to an SFTJob of this name that was deleted a moment ago"
-                ) from None
+            there = await self._own(body, ref_of(manifest))
+        if not await self._is_left_over(there, manifest):
             return there
+        await self._cluster.delete(ref_of(there), uid=there["metadata"]["uid"])
+        return await self._cluster.create(manifest)
+
+    async def _own(self, body: Manifest, ref: Ref) -> Manifest:
+        """Our object that holds this name."""
+        there = await self._cluster.get(ref)
+        if there is None or _controller(there) != body["metadata"]["uid"]:
+            raise Taken(
+                f"{ref.kind} {ref.name} belongs to something else, "
+                "probably to an SFTJob of this name that was deleted a moment ago"
+            )
+        return there
+
+    async def _is_left_over(self, there: Manifest, manifest: Manifest) -> bool:
+        """A ConfigMap whose Job was never made: the spec has changed since, and it cannot."""
+        if manifest["kind"] != "ConfigMap" or there.get("data") == manifest["data"]:
+            return False
+        ref = ref_of(manifest)
+        return await self._cluster.get(Ref("batch/v1", "Job", ref.namespace, ref.name)) is None
 
     async def _write_status(self, key: Key, body: Manifest, planned: Step) -> bool:
         """False when the SFTJob is gone. Conflict when its spec is newer than what this pass has looked at: a

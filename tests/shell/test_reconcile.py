@@ -281,6 +281,30 @@ async def test_a_refused_child_is_a_condition_in_the_servers_words_and_no_retry_
         assert operator.cluster.calls.count(("create", "Job")) <= 3
 
 
+async def test_the_config_map_of_a_job_that_was_never_made_does_not_outlive_a_change_of_the_spec() -> None:
+    words = 'jobs.batch "bot-1" is forbidden: exceeded quota: jobs'
+    async with operating() as operator:
+        cluster = operator.cluster
+        cluster.put(claim())
+        cluster.put(sftjob())
+        await asyncio.sleep(1)
+        cluster.fail("create", "Job", Rejected(403, "Forbidden", words), times=2)
+        operator.ends(operator.prepare_job(), 0, prepared_outcome())
+        await asyncio.sleep(10)
+        assert operator.says("Running") == ("False", "QuotaExceeded")
+        assert cluster.calls.count(("create", "Job")) == 3, "one to prepare, and one again after the status"
+        config = Ref("v1", "ConfigMap", "team", "bot-1")
+        assert config in cluster.objects
+
+        spec = cluster.objects[SFTJOB]["spec"] | {"workers": {"nodes": 4, "gpusPerNode": 0}}
+        metadata = {**cluster.objects[SFTJOB]["metadata"], "generation": 2}
+        cluster.update(SFTJOB, spec=spec, metadata=metadata)
+        await asyncio.sleep(10)
+        assert ATTEMPT in cluster.objects
+        assert len(cluster.objects[config]["data"]["hostfile"].splitlines()) == 4
+        assert (operator.status["nodes"], operator.status["plan"]["worldSize"]) == (4, 4)
+
+
 async def test_a_5xx_is_tried_again_by_the_queue_until_it_passes() -> None:
     async with operating() as operator:
         operator.cluster.put(claim())

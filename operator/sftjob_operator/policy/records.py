@@ -46,11 +46,6 @@ def with_record(status: Status, record: AttemptStatus) -> Status:
     return status.model_copy(update={"attempts": attempts})
 
 
-def without_record(status: Status, number: int) -> Status:
-    """`status` without an attempt that has come to nothing."""
-    return status.model_copy(update={"attempts": [each for each in status.attempts if each.number != number]})
-
-
 def with_outcome(status: Status, outcome: Outcome | None, now: datetime) -> Status:
     """`status` with the checkpoints a pod has told of as it ended."""
     if outcome is None:

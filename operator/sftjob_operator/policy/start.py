@@ -10,7 +10,6 @@ from __future__ import annotations
 from sft_trainer.config import PrepareResult
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Ref
-from sftjob_operator.api.status import Status
 from sftjob_operator.desired.job import attempt_config_map, attempt_job
 from sftjob_operator.desired.service import service
 from sftjob_operator.effects import Apply, Check, Create, Delete, Effect
@@ -18,7 +17,7 @@ from sftjob_operator.observe import Observed
 from sftjob_operator.planning.advice import no_fit_message
 from sftjob_operator.planning.plan import NoFit, Plan, plan
 from sftjob_operator.policy.decision import Decision, Say, not_running, revisit
-from sftjob_operator.policy.records import made, new_record, with_record, without_record
+from sftjob_operator.policy.records import made, new_record, with_record
 from sftjob_operator.policy.refusal import refused
 from sftjob_operator.reports import rfc3339
 from sftjob_operator.world import World
@@ -36,31 +35,21 @@ def plan_and_start(world: World, seen: Observed, facts: PrepareResult) -> Decisi
     if isinstance(chosen, NoFit):
         message = no_fit_message(job.spec, facts.model, world.hardware, chosen)
         conditions = {"Planned": Say("False", "DoesNotFit", message), **not_running("DoesNotFit", message)}
-        return Decision(_withdrawn(job.status, seen).model_copy(update={"plan": None}), conditions)
+        return Decision(job.status.model_copy(update={"plan": None}), conditions)
     status = job.status.model_copy(update={"plan": chosen.status()})
     if world.refusal is not None:
-        return refused(_withdrawn(status, seen), world.refusal)
+        return refused(status, world.refusal)
     record = seen.record if seen.announced and seen.record else new_record(job, seen.number + 1)
     message = f"attempt {record.number}: {job.spec.workers.nodes} pods are being created"
     says = not_running("ContainerCreating", message)
+    status = status.model_copy(update={"nodes": job.spec.workers.nodes})
     if seen.announced:
         effects = _children(world, seen, facts, chosen)
         return Decision(with_record(status, made(record)), says, effects, revisit(0.0))
-    status = with_record(status, record).model_copy(
-        update={
-            "start_time": status.start_time or rfc3339(world.now),
-            "nodes": job.spec.workers.nodes,
-        }
+    status = status.model_copy(update={"start_time": status.start_time or rfc3339(world.now)})
+    return Decision(
+        with_record(status, record), says, (Check(attempt_job(job, world.settings, record.number)),), _AT_ONCE
     )
-    return Decision(status, says, (Check(attempt_job(job, world.settings, record.number)),), _AT_ONCE)
-
-
-def _withdrawn(status: Status, seen: Observed) -> Status:
-    """Without the announced attempt, which cannot be made: a job that has no other has not started yet."""
-    if not seen.announced:
-        return status
-    status = without_record(status, seen.number)
-    return status if seen.number > 1 else status.model_copy(update={"start_time": None, "nodes": None})
 
 
 def _children(world: World, seen: Observed, facts: PrepareResult, chosen: Plan) -> tuple[Effect, ...]:
