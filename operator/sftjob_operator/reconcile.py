@@ -138,8 +138,11 @@ class Reconciler:
         for effect in planned.effects:
             try:
                 await self._do(key, body, effect)
-            except (NotFound, Conflict) as error:
-                # Someone else was faster, or the namespace is going: the next pass looks again.
+            except (AlreadyExists, NotFound, Conflict) as error:
+                # What was to be changed is gone or has changed: the next pass looks again. But what was to be
+                # made is not there (the namespace is going, a quota was being counted): the queue tries again.
+                if not isinstance(effect, Patch | Delete):
+                    raise
                 logger.info("%s", error, extra=subject(key))
             except Rejected as error:
                 return Refusal(_target(effect), error.code, error.reason, error.message)

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 from sftjob_operator.api.names import LABEL_JOB
-from sftjob_operator.cluster.base import ClusterError, Key, Manifest, NotFound, Ref, Rejected, ref_of
+from sftjob_operator.cluster.base import (
+    ClusterError,
+    Conflict,
+    Key,
+    Manifest,
+    NotFound,
+    Ref,
+    Rejected,
+    ref_of,
+)
 from sftjob_operator.reconcile import Reconciler
 from sftjob_operator.settings import Settings
 from sftjob_operator.worker import Workers
@@ -303,6 +312,17 @@ async def test_the_config_map_of_a_job_that_was_never_made_does_not_outlive_a_ch
         assert ATTEMPT in cluster.objects
         assert len(cluster.objects[config]["data"]["hostfile"].splitlines()) == 4
         assert (operator.status["nodes"], operator.status["plan"]["worldSize"]) == (4, 4)
+
+
+async def test_a_conflict_with_the_quotas_count_is_tried_again_at_once() -> None:
+    words = 'Operation cannot be fulfilled on resourcequotas "jobs": the object has been modified'
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.fail("create", "Job", Conflict(409, "Conflict", words), times=1)
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(2)
+        assert operator.results[0] == "retry"
+        assert len(operator.jobs()) == 1
 
 
 async def test_a_5xx_is_tried_again_by_the_queue_until_it_passes() -> None:
