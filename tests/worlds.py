@@ -159,7 +159,7 @@ class Scene:
         job = read_sftjob(self.manifest)
         found = [item for ref, item in self.objects.items() if ref.kind == "Job"]
         visible = [item for item in found if item["metadata"]["name"] not in self.hidden]
-        self.needs = need = needs(job, visible, self.now, self.settings)
+        self.needs = need = needs(job, visible, self.now)
         asked = [self.objects[ref] for ref in need.jobs if ref in self.objects]
         wanted = dict(need.pod_labels).items()
         return World(

@@ -111,7 +111,7 @@ class Reconciler:
 
     async def _look(self, key: Key, job: SFTJob, jobs: Sequence[Manifest]) -> World:
         now = self._now()
-        need = needs(job, jobs, now, self._settings)
+        need = needs(job, jobs, now)
         unseen = [found for ref in need.jobs if (found := await self._cluster.get(ref)) is not None]
         return World(
             job=job,

@@ -23,11 +23,11 @@ _STRANGER_SECONDS = 2.0
 def decide(world: World) -> Decision | None:
     """What is to be done; None when nothing ever again. Each transition is followed by a fresh look."""
     effects: tuple[Effect, ...] = ()
-    if is_settled(world.job.status):
+    if is_settled(world.job):
         return None
     world = _with_status(world, {"completion_time": None})
     while True:
-        answer = _next(world, observe(world.job, world.jobs, world.settings))
+        answer = _next(world, observe(world.job, world.jobs))
         effects += answer.effects
         if isinstance(answer, Decision):
             return _without_refused(world, replace(answer, effects=effects))

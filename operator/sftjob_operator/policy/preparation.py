@@ -27,6 +27,10 @@ from sftjob_operator.world import World
 
 _AGAIN_SECONDS = 1.0
 _STOPPING_SECONDS = 5.0
+_WAY_OUT = (
+    "apply the job again with a corrected spec; if only a file in the workspace was wrong, "
+    "repair it, delete the job and apply it again"
+)
 
 
 def follow(world: World, seen: Observed) -> Answer:
@@ -104,7 +108,7 @@ def _after_failure(world: World, seen: Observed, kept: Prepared, last: FailedTry
         over = f"the cluster has taken {MOST_DISRUPTIONS} preparations: "
     if last.fatal or over is not None:
         message = f"{over or ''}{last.message}"
-        verdict = failed(job.status, at, last.reason, message)
+        verdict = failed(job.status, at, last.reason, f"{message}; {_WAY_OUT}" if last.fatal else message)
         return Decision(
             verdict.status, {**verdict.conditions, "Prepared": Say("False", last.reason, message)}
         )
