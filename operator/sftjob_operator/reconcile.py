@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from sft_trainer.config import Progress
-from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.api.v1alpha1 import KIND, SFTJob
 from sftjob_operator.cluster.base import (
     AlreadyExists,
     Cluster,
@@ -37,15 +37,23 @@ from sftjob_operator.polling import ProgressPoller
 from sftjob_operator.settings import Settings
 from sftjob_operator.step import Step, step, unreadable
 from sftjob_operator.worker import subject
-from sftjob_operator.world import Refusal, World
+from sftjob_operator.world import NAME_TAKEN, Refusal, World
 
 logger = logging.getLogger(__name__)
 
 HardwareSource = Callable[[SFTJob], Awaitable[Hardware]]
 
 
-class Taken(ClusterError):
-    """A child's name is held by another owner: an earlier SFTJob of this name is still being collected."""
+class Taken(Rejected):
+    """A child's name is held by an object of another owner."""
+
+    def __init__(self, ref: Ref, owner: Manifest | None) -> None:
+        """`owner` is the ownerReference of its controller."""
+        whose = "is not of this SFTJob"
+        if owner is not None:
+            earlier = "an earlier " if owner["kind"] == KIND else ""
+            whose = f"belongs to {earlier}{owner['kind']} {owner['name']}"
+        super().__init__(409, NAME_TAKEN, f"{ref.kind} {ref.name} exists already and {whose}")
 
 
 class Reconciler:
@@ -155,7 +163,7 @@ class Reconciler:
             case Check(manifest):
                 await self._check(manifest)
             case Apply(manifest):
-                await self._cluster.apply(manifest)  # never a Job: nothing in the view waits for it
+                await self._apply(body, manifest)  # never a Job: nothing in the view waits for it
             case Patch(ref, patch):
                 self._fresh.wrote(key, await self._cluster.patch(ref, patch))
             case Delete(ref, uid):
@@ -184,14 +192,24 @@ class Reconciler:
         await self._cluster.delete(ref_of(there), uid=there["metadata"]["uid"])
         return await self._cluster.create(manifest)
 
+    async def _apply(self, body: Manifest, manifest: Manifest) -> None:
+        """Create, or bring up to date what an earlier pass created; a forced apply alone would take over
+        whatever has this name.
+        """
+        try:
+            await self._cluster.create(manifest)
+        except AlreadyExists:
+            await self._own(body, ref_of(manifest))
+            await self._cluster.apply(manifest)
+
     async def _own(self, body: Manifest, ref: Ref) -> Manifest:
-        """Our object that holds this name."""
+        """Our object that holds this name; Taken where it is someone else's."""
         there = await self._cluster.get(ref)
-        if there is None or _controller(there) != body["metadata"]["uid"]:
-            raise Taken(
-                f"{ref.kind} {ref.name} belongs to something else, "
-                "probably to an SFTJob of this name that was deleted a moment ago"
-            )
+        if there is None:
+            raise ClusterError(f"{ref.kind} {ref.name} was there, and is gone")
+        owner = _controller(there)
+        if owner is None or owner["uid"] != body["metadata"]["uid"]:
+            raise Taken(ref, owner)
         return there
 
     async def _is_left_over(self, there: Manifest, manifest: Manifest) -> bool:
@@ -227,6 +245,6 @@ def _target(effect: Effect) -> Ref:
     return ref_of(effect.manifest) if isinstance(effect, Create | Check | Apply) else effect.ref
 
 
-def _controller(manifest: Manifest) -> str | None:
+def _controller(manifest: Manifest) -> Manifest | None:
     owners = manifest["metadata"].get("ownerReferences") or ()
-    return next((owner["uid"] for owner in owners if owner.get("controller")), None)
+    return next((owner for owner in owners if owner.get("controller")), None)

@@ -361,11 +361,52 @@ async def test_a_child_of_an_earlier_sftjob_of_this_name_is_waited_out() -> None
         operator.ends(operator.prepare_job(), 0, prepared_outcome())
         await asyncio.sleep(20)
         assert ATTEMPT not in operator.cluster.objects, "it would run with the other job's configuration"
-        assert "retry" in operator.results
+        assert operator.says("Running") == ("False", "NameTaken")
+        assert operator.message("Running") == (
+            "ConfigMap bot-1 exists already and belongs to an earlier SFTJob bot: "
+            "delete it if it does not go by itself, or create this job under another name"
+        )
+        assert set(operator.results) == {"ok"}
         del operator.cluster.objects[config]
         await asyncio.sleep(60)
         assert ATTEMPT in operator.cluster.objects
         assert operator.cluster.objects[config]["metadata"]["uid"] != stale["metadata"]["uid"]
+
+
+async def test_a_service_of_someone_elses_with_the_jobs_name_is_left_alone() -> None:
+    theirs = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": "team", "name": "bot"},
+        "spec": {"selector": {"app": "bot"}},
+    }
+    async with operating() as operator:
+        before = operator.cluster.put(theirs)
+        operator.cluster.put(claim())
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(1)
+        operator.ends(operator.prepare_job(), 0, prepared_outcome())
+        await asyncio.sleep(20)
+        service = Ref("v1", "Service", "team", "bot")
+        assert operator.cluster.objects[service] == before
+        assert operator.says("Running") == ("False", "NameTaken")
+        assert "Service bot exists already and is not of this SFTJob" in operator.message("Running")
+        assert set(operator.results) == {"ok"}
+        await operator.cluster.delete(service)
+        await asyncio.sleep(60)
+        assert ATTEMPT in operator.cluster.objects
+
+
+async def test_our_own_service_is_brought_up_to_date_with_every_attempt() -> None:
+    async with operating() as operator:
+        await operator.trains()
+        service = Ref("v1", "Service", "team", "bot")
+        spec = operator.cluster.objects[service]["spec"]
+        operator.cluster.update(service, spec={**spec, "publishNotReadyAddresses": False})
+        operator.ends(ATTEMPT, 70, failed_outcome("Crash", "boom"), exited(70))
+        await asyncio.sleep(20)
+        assert "bot-2" in operator.jobs()
+        assert operator.cluster.objects[service]["spec"] == spec
 
 
 # ------------------------------------------------------------------ late views, lost objects, new processes

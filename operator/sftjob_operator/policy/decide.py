@@ -9,12 +9,11 @@ from sftjob_operator.effects import Effect
 from sftjob_operator.observe import Observed, is_settled, observe
 from sftjob_operator.policy import attempt, preparation
 from sftjob_operator.policy.accept import objection
-from sftjob_operator.policy.decision import Answer, Decision, Say, not_running, revisit
+from sftjob_operator.policy.decision import Answer, Decision, Say, age, not_running, revisit
 from sftjob_operator.policy.refusal import refused
 from sftjob_operator.policy.restart import wait
 from sftjob_operator.policy.start import plan_and_start
 from sftjob_operator.policy.suspend import hold
-from sftjob_operator.reports import parse_time
 from sftjob_operator.world import World
 
 _STRANGER_SECONDS = 2.0
@@ -67,9 +66,7 @@ def _blocked(world: World, seen: Observed) -> Decision | None:
     reason = "VolumeMissing" if first.kind == "PersistentVolumeClaim" else "SecretMissing"
     names = ", ".join(ref.name for ref in world.missing if ref.kind == first.kind)
     message = f"{field}: waiting for {first.kind} {names} in namespace {job.namespace}"
-    created = parse_time(job.metadata.get("creationTimestamp"))
-    age = 0.0 if created is None else (world.now - created).total_seconds()
-    return Decision(status, not_running(reason, message), requeue=revisit(age))
+    return Decision(status, not_running(reason, message), requeue=revisit(age(world)))
 
 
 def _onward(world: World, seen: Observed) -> Answer:
@@ -99,7 +96,7 @@ def _without_refused(world: World, decision: Decision) -> Decision:
     if refusal.ref not in targets:
         return decision
     kept = tuple(effect for effect in decision.effects if getattr(effect, "ref", None) != refusal.ref)
-    said = refused(decision.status, refusal)
+    said = refused(world, decision.status, refusal)
     return replace(
         decision, effects=kept, conditions={**decision.conditions, **said.conditions}, requeue=60.0
     )

@@ -59,7 +59,7 @@ def follow(world: World, seen: Observed) -> Answer:
 def _create(world: World, seen: Observed) -> Decision:
     job = world.job
     if world.refusal is not None:
-        return refused(job.status, world.refusal)
+        return refused(world, job.status, world.refusal)
     manifests = prepare_children(job, world.settings, seen.prepared.tries + 1)
     effects = (*_obsolete(world, seen), *(Create(manifest) for manifest in manifests))
     message = f"Job {seen.prepare_name} is being created"

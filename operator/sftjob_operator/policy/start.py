@@ -38,7 +38,7 @@ def plan_and_start(world: World, seen: Observed, facts: PrepareResult) -> Decisi
         return Decision(job.status.model_copy(update={"plan": None}), conditions)
     status = job.status.model_copy(update={"plan": chosen.status()})
     if world.refusal is not None:
-        return refused(status, world.refusal)
+        return refused(world, status, world.refusal)
     record = seen.record if seen.announced and seen.record else new_record(job, seen.number + 1)
     message = f"attempt {record.number}: {job.spec.workers.nodes} pods are being created"
     says = not_running("ContainerCreating", message)
