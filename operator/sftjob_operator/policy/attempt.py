@@ -58,6 +58,9 @@ def _ended(world: World, record: AttemptStatus, child: BatchJob, pods: list[Mani
         result = _result(ends)
         if result is not None:
             return _complete(world, record, child, result)
+        if not pods:
+            why = disrupted("its pods are gone, and its result with them")
+            return after_failure(world, record, why, child.finished_time)
         what = "the pod with index 0 left no result: was its export checked?"
         return after_failure(world, record, without_result(what), child.finished_time)
     lost = lost_pod(pods, world.now)
