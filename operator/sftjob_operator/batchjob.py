@@ -25,6 +25,7 @@ class BatchJob:
     active: int
     ready: int
     succeeded: int
+    """With those that the controller has seen end and not yet counted."""
     terminating: int
     suspended: bool
     """spec.suspend, by us or by a queue."""
@@ -81,6 +82,7 @@ def read_job(manifest: Manifest) -> BatchJob:
     metadata, spec, status = manifest["metadata"], manifest.get("spec") or {}, manifest.get("status") or {}
     annotations = metadata.get("annotations") or {}
     true = {item["type"]: item for item in status.get("conditions") or () if item.get("status") == "True"}
+    uncounted = status.get("uncountedTerminatedPods") or {}
     last = true.get("Failed") or true.get("Complete") or {}
     suspended = bool(spec.get("suspend"))
     started = None if suspended else parse_time(status.get("startTime"))
@@ -92,7 +94,7 @@ def read_job(manifest: Manifest) -> BatchJob:
         pods=_count(spec, "parallelism", 1),
         active=_count(status, "active"),
         ready=_count(status, "ready"),
-        succeeded=_count(status, "succeeded"),
+        succeeded=_count(status, "succeeded") + len(uncounted.get("succeeded") or ()),
         terminating=_count(status, "terminating"),
         suspended=suspended,
         suspended_by_us=suspended and annotations.get(names.ANNOTATION_SUSPENDED_BY) is not None,

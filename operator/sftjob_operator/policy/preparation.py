@@ -51,7 +51,7 @@ def follow(world: World, seen: Observed) -> Answer:
         words = f"Job {child.name} fetches the model and tokenises the data"
         return Decision(status, _preparing(words), effects, 60.0)
     why = not_ready(world, child)
-    reason = "Preparing" if why.reason == "ContainerCreating" else why.reason
+    reason = "Preparing" if why.reason in ("ContainerCreating", "Finishing") else why.reason
     conditions = {**_preparing(""), **not_running(reason, f"preparation: {why.message}")}
     return Decision(status, conditions, effects, revisit(child.age(world.now)))
 
