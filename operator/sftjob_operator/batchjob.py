@@ -73,8 +73,8 @@ class Children:
     """By name."""
     attempts: dict[int, BatchJob]
     """By number."""
-    strangers: bool
-    """There are Jobs of an earlier SFTJob of this name, which are still being collected."""
+    strangers: tuple[BatchJob, ...]
+    """Those labelled with our name that belong to another owner, or to none and are going."""
 
 
 def read_job(manifest: Manifest) -> BatchJob:
@@ -108,23 +108,23 @@ def read_job(manifest: Manifest) -> BatchJob:
 
 
 def children(job: SFTJob, manifests: Sequence[Manifest]) -> Children:
-    """Sort the Jobs labelled with this SFTJob's name."""
-    ours = [manifest for manifest in manifests if _is_owner(job, manifest)]
+    """Sort the Jobs labelled with this SFTJob's name; one that nobody owns is in nobody's way but its name's."""
     prepare: dict[str, BatchJob] = {}
     attempts: dict[int, BatchJob] = {}
-    for manifest in ours:
+    strangers: list[BatchJob] = []
+    for manifest in manifests:
         child = read_job(manifest)
+        owners = [owner.get("uid") for owner in manifest["metadata"].get("ownerReferences") or ()]
+        if job.uid not in owners:
+            if owners or child.deleting:
+                strangers.append(child)
+            continue
         number = child.labels.get(names.LABEL_ATTEMPT, "")
         if child.labels.get(names.LABEL_ROLE) == names.ROLE_PREPARE:
             prepare[child.name] = child
         elif child.labels.get(names.LABEL_ROLE) == names.ROLE_TRAIN and number.isdigit():
             attempts[int(number)] = child
-    return Children(prepare, attempts, strangers=len(ours) < len(manifests))
-
-
-def _is_owner(job: SFTJob, manifest: Manifest) -> bool:
-    owners = manifest["metadata"].get("ownerReferences") or ()
-    return any(owner.get("uid") == job.uid for owner in owners)
+    return Children(prepare, attempts, tuple(strangers))
 
 
 def _count(part: Manifest, key: str, otherwise: int = 0) -> int:

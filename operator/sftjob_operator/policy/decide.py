@@ -16,8 +16,6 @@ from sftjob_operator.policy.start import plan_and_start
 from sftjob_operator.policy.suspend import hold
 from sftjob_operator.world import World
 
-_STRANGER_SECONDS = 2.0
-
 
 def decide(world: World) -> Decision | None:
     """What is to be done; None when nothing ever again. Each transition is followed by a fresh look."""
@@ -56,9 +54,15 @@ def _advance(world: World, seen: Observed) -> Answer:
 def _blocked(world: World, seen: Observed) -> Decision | None:
     """What must appear or go before pods are made."""
     job, status = world.job, world.job.status
-    if seen.children.strangers:
-        message = "the pods of an earlier SFTJob of this name are still being removed"
-        return Decision(status, not_running("NameTaken", message), requeue=_STRANGER_SECONDS)
+    strangers = sorted(seen.children.strangers, key=lambda child: child.deleting)
+    if strangers:
+        message = f"Job {strangers[0].name} of an earlier SFTJob of this name is still being removed"
+        if not strangers[0].deleting:
+            message = (
+                f"Job {strangers[0].name} is labelled as one of this SFTJob and belongs to another owner: "
+                "delete it if it does not go by itself"
+            )
+        return Decision(status, not_running("NameTaken", message), requeue=revisit(age(world)))
     if not world.missing:
         return None
     first = world.missing[0]
