@@ -12,7 +12,7 @@ from typing import Any
 from sft_trainer.config import Outcome, Progress
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest, Ref, ref_of
-from sftjob_operator.effects import Apply, Create, Delete, Patch
+from sftjob_operator.effects import Apply, Check, Create, Delete, Patch
 from sftjob_operator.needs import Needs, needs
 from sftjob_operator.planning.hardware import Hardware
 from sftjob_operator.policy.accept import read_sftjob
@@ -159,7 +159,7 @@ class Scene:
         job = read_sftjob(self.manifest)
         found = [item for ref, item in self.objects.items() if ref.kind == "Job"]
         visible = [item for item in found if item["metadata"]["name"] not in self.hidden]
-        self.needs = need = needs(job, visible, self.now, self.settings)
+        self.needs = need = needs(job, visible, self.now)
         asked = [self.objects[ref] for ref in need.jobs if ref in self.objects]
         wanted = dict(need.pod_labels).items()
         return World(
@@ -174,8 +174,14 @@ class Scene:
         )
 
     def step(self, seconds: float = 0.0) -> Step:
-        """Let time pass, then one pass with its effects, its status and its events."""
+        """Let time pass, then one pass, and those that it wants at once."""
         self.now += timedelta(seconds=seconds)
+        while self.take_pass().requeue_after == 0:
+            pass
+        return self.last
+
+    def take_pass(self) -> Step:
+        """One pass with its effects, its status and its events."""
         world = self.world()
         self.last = step(world)
         if self.refusal is not None and any(_target(e) == self.refusal.ref for e in self.last.effects):
@@ -191,6 +197,8 @@ class Scene:
         match effect:
             case Create(manifest):
                 self.objects.setdefault(ref_of(manifest), self._stored(manifest))
+            case Check():
+                pass
             case Apply(manifest):
                 self.objects[ref_of(manifest)] = self._stored(manifest)
             case Patch(ref, patch):
@@ -339,7 +347,7 @@ def taken(pod: str = "bot-1-0-x") -> str:
 
 
 def _target(effect: Any) -> Ref:
-    return ref_of(effect.manifest) if isinstance(effect, Create | Apply) else effect.ref
+    return ref_of(effect.manifest) if isinstance(effect, Create | Check | Apply) else effect.ref
 
 
 def _time(moment: datetime) -> str:

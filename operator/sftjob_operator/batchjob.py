@@ -25,6 +25,7 @@ class BatchJob:
     active: int
     ready: int
     succeeded: int
+    """With those that the controller has seen end and not yet counted."""
     terminating: int
     suspended: bool
     """spec.suspend, by us or by a queue."""
@@ -72,8 +73,8 @@ class Children:
     """By name."""
     attempts: dict[int, BatchJob]
     """By number."""
-    strangers: bool
-    """There are Jobs of an earlier SFTJob of this name, which are still being collected."""
+    strangers: tuple[BatchJob, ...]
+    """Those labelled with our name that belong to another owner, or to none and are going."""
 
 
 def read_job(manifest: Manifest) -> BatchJob:
@@ -81,6 +82,7 @@ def read_job(manifest: Manifest) -> BatchJob:
     metadata, spec, status = manifest["metadata"], manifest.get("spec") or {}, manifest.get("status") or {}
     annotations = metadata.get("annotations") or {}
     true = {item["type"]: item for item in status.get("conditions") or () if item.get("status") == "True"}
+    uncounted = status.get("uncountedTerminatedPods") or {}
     last = true.get("Failed") or true.get("Complete") or {}
     suspended = bool(spec.get("suspend"))
     started = None if suspended else parse_time(status.get("startTime"))
@@ -92,7 +94,7 @@ def read_job(manifest: Manifest) -> BatchJob:
         pods=_count(spec, "parallelism", 1),
         active=_count(status, "active"),
         ready=_count(status, "ready"),
-        succeeded=_count(status, "succeeded"),
+        succeeded=_count(status, "succeeded") + len(uncounted.get("succeeded") or ()),
         terminating=_count(status, "terminating"),
         suspended=suspended,
         suspended_by_us=suspended and annotations.get(names.ANNOTATION_SUSPENDED_BY) is not None,
@@ -106,23 +108,23 @@ def read_job(manifest: Manifest) -> BatchJob:
 
 
 def children(job: SFTJob, manifests: Sequence[Manifest]) -> Children:
-    """Sort the Jobs labelled with this SFTJob's name."""
-    ours = [manifest for manifest in manifests if _is_owner(job, manifest)]
+    """Sort the Jobs labelled with this SFTJob's name; one that nobody owns is in nobody's way but its name's."""
     prepare: dict[str, BatchJob] = {}
     attempts: dict[int, BatchJob] = {}
-    for manifest in ours:
+    strangers: list[BatchJob] = []
+    for manifest in manifests:
         child = read_job(manifest)
+        owners = [owner.get("uid") for owner in manifest["metadata"].get("ownerReferences") or ()]
+        if job.uid not in owners:
+            if owners or child.deleting:
+                strangers.append(child)
+            continue
         number = child.labels.get(names.LABEL_ATTEMPT, "")
         if child.labels.get(names.LABEL_ROLE) == names.ROLE_PREPARE:
             prepare[child.name] = child
         elif child.labels.get(names.LABEL_ROLE) == names.ROLE_TRAIN and number.isdigit():
             attempts[int(number)] = child
-    return Children(prepare, attempts, strangers=len(ours) < len(manifests))
-
-
-def _is_owner(job: SFTJob, manifest: Manifest) -> bool:
-    owners = manifest["metadata"].get("ownerReferences") or ()
-    return any(owner.get("uid") == job.uid for owner in owners)
+    return Children(prepare, attempts, tuple(strangers))
 
 
 def _count(part: Manifest, key: str, otherwise: int = 0) -> int:

@@ -11,16 +11,23 @@ from sftjob_operator.api.objects import Manifest, Ref
 class Create:
     """Create once; never applied again.
 
-    A name that is taken is fine when the object there has the same controller (ownerReferences uid); another
-    one's (an earlier SFTJob of this name whose children are still being collected) means: try again later.
+    A name that is taken is fine when the object there has the same controller (ownerReferences uid); one of
+    another owner is a Refusal (NameTaken). A ConfigMap of ours whose Job was never made is replaced.
     """
 
     manifest: Manifest
 
 
 @dataclass(frozen=True)
+class Check:
+    """Ask the API server whether it would take this manifest (a dry run), and make nothing."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
 class Apply:
-    """Server-side apply."""
+    """Server-side apply; what is not ours is left alone, as with Create."""
 
     manifest: Manifest
 
@@ -41,4 +48,4 @@ class Delete:
     uid: str | None = None
 
 
-Effect = Create | Apply | Patch | Delete
+Effect = Create | Check | Apply | Patch | Delete

@@ -11,7 +11,6 @@ from sftjob_operator.api.objects import Manifest, Ref
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.observe import Observed, attempt_ref, is_settled, observe
-from sftjob_operator.settings import Settings
 
 QUIET_SECONDS = 4.0
 """Pods that have just been created are not asked why they are not ready."""
@@ -35,13 +34,14 @@ class Needs:
     """World.hardware is going to be used (a plan is due)."""
 
 
-def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime, settings: Settings) -> Needs:
+def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime) -> Needs:
     """Which reads the next `step` for this SFTJob and these Jobs (as the view has them) depends on."""
-    if job.metadata.get("deletionTimestamp") or is_settled(job.status):
+    if job.metadata.get("deletionTimestamp") or is_settled(job):
         return Needs()
-    seen = observe(job, jobs, settings)
+    seen = observe(job, jobs)
+    unseen = (attempt_ref(job, seen.number),) if seen.attempt is None and _is_awaited(seen) else ()
     if seen.attempt_open and seen.attempt is None:
-        return Needs(jobs=(attempt_ref(job, seen.number),))
+        return Needs(jobs=unseen)
     focus = seen.focus
     labels = {} if focus is None else _pod_labels(job, seen)
     if focus is not None and not _is_over(focus):
@@ -53,6 +53,7 @@ def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime, settings: Settin
         )
     ahead = not job.spec.suspend
     return Needs(
+        jobs=unseen,
         prerequisites=prerequisites(job) if ahead else (),
         pods=focus is not None,
         pod_labels=labels,
@@ -68,6 +69,11 @@ def prerequisites(job: SFTJob) -> tuple[Ref, ...]:
         secrets.append(spec.model.secret_ref.name)
     claim = Ref("v1", "PersistentVolumeClaim", namespace, spec.workspace.claim_name)
     return (claim, *(Ref("v1", "Secret", namespace, name) for name in dict.fromkeys(secrets)))
+
+
+def _is_awaited(seen: Observed) -> bool:
+    """Status knows of a Job that may have been made."""
+    return seen.attempt_open or seen.announced
 
 
 def _is_over(focus: BatchJob) -> bool:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest, Ref
-from sftjob_operator.api.status import AttemptStatus, Status
+from sftjob_operator.api.status import AttemptStatus
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.batchjob import BatchJob, Children, children
 from sftjob_operator.desired.prepare import prepare_input, prepare_name
 from sftjob_operator.prepared import Prepared, stored
-from sftjob_operator.settings import Settings
 
 _OVER = ("Succeeded", "Failed")
 
@@ -36,9 +35,16 @@ class Observed:
     """Its name."""
 
     @property
+    def announced(self) -> bool:
+        """Status has the newest attempt already, but its Job is still to be made (policy.start)."""
+        record = self.record
+        return self.attempt is None and record is not None and (record.state, record.runs) == ("Pending", 0)
+
+    @property
     def attempt_open(self) -> bool:
-        """The newest attempt has not been settled yet."""
-        return self.number > 0 and (self.record is None or self.record.state not in _OVER)
+        """The newest attempt has been made and is not settled yet."""
+        made = self.number > 0 and not self.announced
+        return made and (self.record is None or self.record.state not in _OVER)
 
     @property
     def focus(self) -> BatchJob | None:
@@ -46,13 +52,13 @@ class Observed:
         return self.attempt if self.attempt_open else self.preparing
 
 
-def observe(job: SFTJob, manifests: Sequence[Manifest], settings: Settings) -> Observed:
+def observe(job: SFTJob, manifests: Sequence[Manifest]) -> Observed:
     """Put status and Jobs together. Either may be the older one: the newest attempt is the larger number."""
     found = children(job, manifests)
     status = job.status
     records = {record.number: record for record in status.attempts}
     number = max([*records, *found.attempts], default=0)
-    prepared = _prepared(job, settings)
+    prepared = _prepared(job)
     name = prepare_name(job, prepared.input, prepared.tries + 1)
     return Observed(
         children=found,
@@ -70,15 +76,21 @@ def attempt_ref(job: SFTJob, number: int) -> Ref:
     return Ref("batch/v1", "Job", job.namespace, names.attempt(job.name, number))
 
 
-def is_settled(status: Status) -> bool:
-    """Terminal is terminal: complete, or failed after the start (before it a second apply can repair)."""
-    true = {condition.type for condition in status.conditions if condition.status == "True"}
-    return "Complete" in true or ("Failed" in true and status.start_time is not None)
+def is_settled(job: SFTJob) -> bool:
+    """Terminal is terminal: complete, or failed. A failure before the start is one of that very spec: a second
+    apply can repair it.
+    """
+    true = {condition.type: condition for condition in job.status.conditions if condition.status == "True"}
+    failed = true.get("Failed")
+    started = job.status.start_time is not None
+    return "Complete" in true or (
+        failed is not None and (started or failed.observed_generation == job.generation)
+    )
 
 
-def _prepared(job: SFTJob, settings: Settings) -> Prepared:
+def _prepared(job: SFTJob) -> Prepared:
     kept = stored(job.status)
     if kept is not None and job.status.start_time is not None and kept.result() is not None:
         return kept  # the volume holds it; whatever of the spec can still change does not concern it
-    current = prepare_input(job, settings)
+    current = prepare_input(job)
     return kept if kept is not None and kept.input == current else Prepared(input=current)

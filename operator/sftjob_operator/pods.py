@@ -93,6 +93,10 @@ def trouble(pods: Sequence[Manifest], job: BatchJob, now: datetime) -> Trouble:
                 return why
     if found:
         return found[0]
+    ends = [end for end in map(pod_end, pods) if end is not None]
+    if ends:  # and the Job's controller has not said so yet
+        well = all(end.exit_code == 0 for end in ends)
+        return Trouble("Finishing" if well else "Stopping", f"{len(ends)} of {job.pods} pods have ended")
     if len(pods) < job.pods - job.succeeded:
         return Trouble(
             "PodsNotCreated",

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from sft_trainer.config import Progress
-from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.api.v1alpha1 import KIND, SFTJob
 from sftjob_operator.cluster.base import (
     AlreadyExists,
     Cluster,
@@ -27,7 +27,7 @@ from sftjob_operator.cluster.base import (
     View,
     ref_of,
 )
-from sftjob_operator.effects import Apply, Create, Delete, Effect, Patch
+from sftjob_operator.effects import Apply, Check, Create, Delete, Effect, Patch
 from sftjob_operator.freshness import Freshness
 from sftjob_operator.gpus import GpuMemory
 from sftjob_operator.needs import Needs, needs
@@ -37,15 +37,23 @@ from sftjob_operator.polling import ProgressPoller
 from sftjob_operator.settings import Settings
 from sftjob_operator.step import Step, step, unreadable
 from sftjob_operator.worker import subject
-from sftjob_operator.world import Refusal, World
+from sftjob_operator.world import NAME_TAKEN, Refusal, World
 
 logger = logging.getLogger(__name__)
 
 HardwareSource = Callable[[SFTJob], Awaitable[Hardware]]
 
 
-class Taken(ClusterError):
-    """A child's name is held by another owner: an earlier SFTJob of this name is still being collected."""
+class Taken(Rejected):
+    """A child's name is held by an object of another owner."""
+
+    def __init__(self, ref: Ref, owner: Manifest | None) -> None:
+        """`owner` is the ownerReference of its controller."""
+        whose = "is not of this SFTJob"
+        if owner is not None:
+            earlier = "an earlier " if owner["kind"] == KIND else ""
+            whose = f"belongs to {earlier}{owner['kind']} {owner['name']}"
+        super().__init__(409, NAME_TAKEN, f"{ref.kind} {ref.name} exists already and {whose}")
 
 
 class Reconciler:
@@ -111,7 +119,7 @@ class Reconciler:
 
     async def _look(self, key: Key, job: SFTJob, jobs: Sequence[Manifest]) -> World:
         now = self._now()
-        need = needs(job, jobs, now, self._settings)
+        need = needs(job, jobs, now)
         unseen = [found for ref in need.jobs if (found := await self._cluster.get(ref)) is not None]
         return World(
             job=job,
@@ -138,8 +146,11 @@ class Reconciler:
         for effect in planned.effects:
             try:
                 await self._do(key, body, effect)
-            except (NotFound, Conflict) as error:
-                # Someone else was faster, or the namespace is going: the next pass looks again.
+            except (AlreadyExists, NotFound, Conflict) as error:
+                # What was to be changed is gone or has changed: the next pass looks again. But what was to be
+                # made is not there (the namespace is going, a quota was being counted): the queue tries again.
+                if not isinstance(effect, Patch | Delete):
+                    raise
                 logger.info("%s", error, extra=subject(key))
             except Rejected as error:
                 return Refusal(_target(effect), error.code, error.reason, error.message)
@@ -149,35 +160,75 @@ class Reconciler:
         match effect:
             case Create(manifest):
                 self._fresh.wrote(key, await self._create(body, manifest))
+            case Check(manifest):
+                await self._check(manifest)
             case Apply(manifest):
-                await self._cluster.apply(manifest)  # never a Job: nothing in the view waits for it
+                await self._apply(body, manifest)  # never a Job: nothing in the view waits for it
             case Patch(ref, patch):
                 self._fresh.wrote(key, await self._cluster.patch(ref, patch))
             case Delete(ref, uid):
                 await self._cluster.delete(ref, uid=uid)
                 self._fresh.deleted(key, uid)
 
+    async def _check(self, manifest: Manifest) -> None:
+        """A dry run. A name that is taken is the business of the creation."""
+        try:
+            await self._cluster.create(manifest, dry_run=True)
+        except AlreadyExists:
+            return
+        except Rejected as error:
+            # A webhook with side effects cannot be asked: then the creation itself has to tell.
+            if not (error.code == 400 and "does not support dry run" in error.message):
+                raise
+
     async def _create(self, body: Manifest, manifest: Manifest) -> Manifest:
         """Create, or find that an earlier pass did."""
         try:
             return await self._cluster.create(manifest)
         except AlreadyExists:
-            ref = ref_of(manifest)
-            there = await self._cluster.get(ref)
-            if there is None or _controller(there) != body["metadata"]["uid"]:
-                raise Taken(
-                    f"{ref.kind} {ref.name} belongs to something else, "
-                    "probably to an SFTJob of this name that was deleted a moment ago"
-                ) from None
+            there = await self._own(body, ref_of(manifest))
+        if not await self._is_left_over(there, manifest):
             return there
+        await self._cluster.delete(ref_of(there), uid=there["metadata"]["uid"])
+        return await self._cluster.create(manifest)
+
+    async def _apply(self, body: Manifest, manifest: Manifest) -> None:
+        """Create, or bring up to date what an earlier pass created; a forced apply alone would take over
+        whatever has this name.
+        """
+        try:
+            await self._cluster.create(manifest)
+        except AlreadyExists:
+            await self._own(body, ref_of(manifest))
+            await self._cluster.apply(manifest)
+
+    async def _own(self, body: Manifest, ref: Ref) -> Manifest:
+        """Our object that holds this name; Taken where it is someone else's."""
+        there = await self._cluster.get(ref)
+        if there is None:
+            raise ClusterError(f"{ref.kind} {ref.name} was there, and is gone")
+        owner = _controller(there)
+        if owner is None or owner["uid"] != body["metadata"]["uid"]:
+            raise Taken(ref, owner)
+        return there
+
+    async def _is_left_over(self, there: Manifest, manifest: Manifest) -> bool:
+        """A ConfigMap whose Job was never made: the spec has changed since, and it cannot."""
+        if manifest["kind"] != "ConfigMap" or there.get("data") == manifest["data"]:
+            return False
+        ref = ref_of(manifest)
+        return await self._cluster.get(Ref("batch/v1", "Job", ref.namespace, ref.name)) is None
 
     async def _write_status(self, key: Key, body: Manifest, planned: Step) -> bool:
-        """False when the SFTJob is gone."""
+        """False when the SFTJob is gone. Conflict when its spec is newer than what this pass has looked at: a
+        start must not freeze what nobody has read.
+        """
         if planned.status is None or planned.status == body.get("status"):
             return True
         try:
+            metadata = body["metadata"]
             written = await self._cluster.patch_status(
-                ref_of(body), planned.status, uid=body["metadata"]["uid"]
+                ref_of(body), planned.status, uid=metadata["uid"], generation=metadata.get("generation")
             )
         except NotFound:
             self._forget(key)
@@ -191,9 +242,9 @@ class Reconciler:
 
 
 def _target(effect: Effect) -> Ref:
-    return ref_of(effect.manifest) if isinstance(effect, Create | Apply) else effect.ref
+    return ref_of(effect.manifest) if isinstance(effect, Create | Check | Apply) else effect.ref
 
 
-def _controller(manifest: Manifest) -> str | None:
+def _controller(manifest: Manifest) -> Manifest | None:
     owners = manifest["metadata"].get("ownerReferences") or ()
-    return next((owner["uid"] for owner in owners if owner.get("controller")), None)
+    return next((owner for owner in owners if owner.get("controller")), None)

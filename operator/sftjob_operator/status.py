@@ -21,6 +21,7 @@ _PHASES = {
     "ContainerCreating": "Starting",
     "Resuming": "Starting",
     "Restarting": "Restarting",
+    "Finishing": "Running",
     "Stopping": "Restarting",
     "Suspending": "Suspending",
 }

@@ -15,6 +15,9 @@ from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.planning.hardware import Hardware
 from sftjob_operator.settings import Settings
 
+NAME_TAKEN = "NameTaken"
+"""Reason of a Refusal that is ours: the child's name is held by an object of another owner."""
+
 
 @dataclass(frozen=True)
 class Refusal:

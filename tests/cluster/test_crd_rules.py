@@ -115,6 +115,7 @@ def test_before_the_start_everything_may_change(kube: Any, job: corpus.Manifest)
     [
         {"suspend": False},
         {"failurePolicy": {"maxRestarts": 9}},
+        {"workers": {"image": "another:1"}},
         {"checkpoint": {"periodSteps": 5, "retain": {"last": 2}}},
     ],
     ids=lambda change: next(iter(change)),

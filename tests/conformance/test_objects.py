@@ -96,7 +96,10 @@ async def test_status_is_a_subresource(rig: Rig):
     assert (patched["status"], patched["spec"]["suspend"]) == ({"phase": "Pending"}, True)
     assert patched["metadata"]["generation"] == 2
     with pytest.raises(NotFound):
-        await rig.cluster.patch_status(ref, {}, uid="another")
+        await rig.cluster.patch_status(ref, {}, uid="another", generation=2)
+    with pytest.raises(Conflict):
+        await rig.cluster.patch_status(ref, {}, uid=uid, generation=1)
+    assert (await rig.cluster.patch_status(ref, {}, uid=uid, generation=2))["status"] == {}
 
 
 async def test_unknown_fields_are_pruned(rig: Rig):

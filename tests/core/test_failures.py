@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sft_trainer.config import EXIT_CLASSES, ExitCode, FailureClass
+from sftjob_operator.api.objects import ref_of
 from sftjob_operator.failure import exit_class
 from worlds import Scene, exited, failed_outcome, sftjob, taken
 
@@ -297,18 +298,46 @@ def test_a_job_that_status_does_not_know_yet_is_adopted():
     assert scene.attempt(2)["state"] == "Running"
 
 
-def test_jobs_of_an_earlier_job_of_this_name_are_waited_for():
-    old = Scene()
-    old.start()
+def beside(*jobs) -> Scene:
+    """A new SFTJob under the name of an earlier one that has left these Jobs."""
     scene = Scene()
     scene.manifest["metadata"]["uid"] = "another"
-    scene.objects = old.objects
-    last = scene.step()
-    assert last.effects == ()
+    scene.objects = {ref_of(job): job for job in jobs}
+    return scene
+
+
+@pytest.mark.parametrize(
+    ("going", "words"),
+    [
+        (True, "Job bot-1 of an earlier SFTJob of this name is still being removed"),
+        (False, "Job bot-1 is labelled as one of this SFTJob and belongs to another owner: delete it if it"),
+    ],
+    ids=["being deleted", "not yet"],
+)
+def test_jobs_of_an_earlier_job_of_this_name_are_waited_for_less_and_less_often(going, words):
+    old = running()
+    if going:
+        old.job(1)["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
+    scene = beside(old.job(1))
+    waits = []
+    for seconds in (0, 5, 10, 15, 30, 600):
+        last = scene.step(seconds)
+        assert last.effects == ()
+        waits.append(last.requeue_after)
+    assert waits == [5, 10, 15, 30, 60, 60]
     assert scene.says("Running") == ("False", "NameTaken")
-    assert last.requeue_after == 2
+    assert scene.condition("Running")["message"].startswith(words)
     scene.objects = {}
     scene.step(2)
+    assert scene.says("Running") == ("False", "Preparing")
+
+
+def test_jobs_that_kubectl_delete_has_orphaned_are_not_waited_for():
+    old = running()
+    orphan = old.job(1)
+    del orphan["metadata"]["ownerReferences"]
+    scene = beside(orphan)
+    scene.step()
     assert scene.says("Running") == ("False", "Preparing")
 
 

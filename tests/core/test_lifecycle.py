@@ -36,7 +36,7 @@ def test_the_first_pass_prepares_and_shows_every_condition():
     assert "startTime" not in scene.status
 
 
-def test_a_finished_preparation_starts_the_first_attempt_in_the_same_pass():
+def test_a_finished_preparation_starts_the_first_attempt():
     scene = Scene()
     scene.prepare()
     scene.step(3)
@@ -192,6 +192,19 @@ def test_complete_without_a_result_is_a_failed_attempt(message):
     assert scene.says("Running") == ("False", "Restarting")
     assert scene.attempt(1)["reason"] == "Crash"
     assert "export" in scene.attempt(1)["message"]
+
+
+def test_complete_whose_pods_are_gone_is_an_attempt_that_the_cluster_has_taken():
+    scene = Scene(sftjob(failurePolicy={"maxRestarts": 0}))
+    scene.start()
+    scene.end(1, None, [])
+    scene.step(5)
+    assert scene.says("Complete") == ("False", "InProgress")
+    assert scene.says("Failed") == ("False", "InProgress")
+    assert (scene.attempt(1)["reason"], scene.attempt(1)["charged"]) == ("Disrupted", False)
+    assert scene.attempt(1)["message"] == "its pods are gone, and its result with them"
+    scene.step(10)
+    assert "Job/bot-2" in created(scene)
 
 
 def test_a_job_that_was_too_short_to_be_asked_shows_its_last_step_too():

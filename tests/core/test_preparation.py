@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sft_trainer.config import Outcome
@@ -80,6 +82,10 @@ def test_a_user_error_fails_the_job_before_its_start_in_the_pods_words():
     assert "startTime" not in scene.status
     assert scene.status["completionTime"]
     assert len(scene.jobs("prepare")) == 1
+    assert scene.condition("Failed")["message"] == (
+        "data/chat.jsonl line 3 is no JSON; apply the job again with a corrected spec; if only a file in the "
+        "workspace was wrong, repair it, delete the job and apply it again"
+    )
     before = dict(scene.status)
     last = scene.step(3600)
     assert (last.effects, last.status, last.requeue_after) == ((), None, None)
@@ -102,6 +108,20 @@ def test_a_second_apply_repairs_a_failed_preparation():
     scene.end(None, None, [scene.ended_pod(None, 0, prepared_outcome(), reason="Completed")])
     scene.step(5)
     assert scene.attempt(1)["state"] == "Pending"
+
+
+@pytest.mark.parametrize("at", ["failed", "preparing"])
+def test_another_image_of_the_operators_is_no_reason_to_prepare_again(at):
+    scene = Scene(sftjob(failurePolicy={"maxRestarts": 0}))
+    scene.step()
+    if at == "failed":
+        fail(scene, 77, failed_outcome("Network", "no route"))
+        assert scene.says("Failed") == ("True", "Network")
+    before = scene.condition("Failed")
+    scene.settings = replace(scene.settings, trainer_image="sftjob-trainer:next")
+    scene.objects = {ref: item for ref, item in scene.objects.items() if at == "preparing"}
+    assert scene.step(5).effects == ()
+    assert scene.condition("Failed") == before
 
 
 def test_a_repaired_image_is_another_preparation():
@@ -158,7 +178,9 @@ def test_tries_are_bounded_by_the_budget():
     fail(scene, 77, failed_outcome("Network", "no route"))
     assert scene.says("Failed") == ("True", "Network")
     assert scene.condition("Failed")["message"] == ("spec.failurePolicy.maxRestarts (1) is used up: no route")
+    assert scene.step(600).status is None
     scene.manifest["spec"]["failurePolicy"]["maxRestarts"] = 2
+    scene.manifest["metadata"]["generation"] = 2
     scene.step(5)
     assert len(scene.jobs("prepare")) == 3, "a larger budget is a repair, too"
 

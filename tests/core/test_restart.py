@@ -182,16 +182,25 @@ def test_other_workers_are_taken_up_by_the_next_attempt_of_a_job_that_has_not_tr
     assert scene.job(2)["spec"]["parallelism"] == 4
 
 
-def test_another_number_of_ranks_is_refused_once_the_job_has_trained_and_waits_for_its_repair():
+def test_another_number_of_ranks_is_refused_once_there_is_a_checkpoint_and_waits_for_its_repair():
     scene = running(backoffSeconds=0)
     scene.progress = progress()
     scene.step(10)
     scene.manifest["spec"]["workers"] = {"nodes": 4, "gpusPerNode": 0}
     scene.step(5)
+    assert scene.says("Accepted") == ("True", "Valid"), "there is no checkpoint yet"
+    scene.progress = progress(last_verified_step=110)
+    scene.step(60)
+    scene.step(10)
     assert scene.says("Accepted") == ("False", "WorldSizeChanged")
+    assert scene.condition("Accepted")["message"] == (
+        "spec.workers asks for 4 ranks, but the checkpoints of this job were written by 2: set spec.workers "
+        "back, or create a new job under another name; attempt 1 goes on with 2"
+    )
     assert scene.condition("Running")["status"] == "True"
     lose(scene, 1, exited(70))
     assert scene.says("Running") == ("False", "NotAccepted")
+    assert "goes on with" not in scene.condition("Accepted")["message"]
     assert scene.says("Failed") == ("False", "InProgress")
     scene.manifest["spec"]["workers"] = {"nodes": 2, "gpusPerNode": 0}
     scene.step(5)

@@ -132,6 +132,29 @@ def test_a_pod_that_finishes_before_its_sibling_does_not_stop_the_job_from_runni
     assert scene.condition("Running")["status"] == "True"
 
 
+def test_a_pod_that_has_ended_and_is_not_counted_yet_has_done_its_part():
+    scene = Scene()
+    scene.start()
+    uncounted = {"succeeded": ["uid-of-a-pod"]}
+    scene.job(1)["status"] = {"active": 1, "ready": 1, "uncountedTerminatedPods": uncounted}
+    scene.step(10)
+    assert scene.condition("Running")["status"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "phase"), [(0, "Finishing", "Running"), (70, "Stopping", "Restarting")]
+)
+def test_pods_that_end_are_not_said_to_be_created(code, reason, phase):
+    scene = Scene()
+    scene.start()
+    scene.job(1)["status"]["ready"] = 1
+    scene.pods = [scene.ended_pod(1, code), scene.pod(1, 1, phase="Running")]
+    scene.step(10)
+    assert scene.says("Running") == ("False", reason)
+    assert scene.condition("Running")["message"] == "attempt 1: 1 of 2 pods have ended"
+    assert scene.status["phase"] == phase
+
+
 @pytest.mark.parametrize(
     ("code", "message", "kind", "reason", "requeue"),
     [

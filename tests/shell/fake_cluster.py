@@ -83,7 +83,7 @@ class FakeCluster:
 
     async def create(self, manifest: Manifest, *, dry_run: bool = False) -> Manifest:
         ref = ref_of(manifest)
-        self._call("create", ref.kind)
+        self._call("dry_run" if dry_run else "create", ref.kind)
         if ref in self.objects:
             raise AlreadyExists(409, "AlreadyExists", f'{ref.kind.lower()}s "{ref.name}" already exists')
         return manifest if dry_run else self.put(manifest)
@@ -125,11 +125,15 @@ class FakeCluster:
             and labels.items() <= (manifest["metadata"].get("labels") or {}).items()
         ]
 
-    async def patch_status(self, ref: Ref, status: Manifest, *, uid: str | None = None) -> Manifest:
+    async def patch_status(
+        self, ref: Ref, status: Manifest, *, uid: str | None = None, generation: int | None = None
+    ) -> Manifest:
         self._call("patch_status", ref.kind)
         stored = self._existing(ref)
         if uid is not None and stored["metadata"]["uid"] != uid:
             raise NotFound(404, "NotFound", "another uid")
+        if generation not in (None, stored["metadata"].get("generation")):
+            raise Conflict(409, "Conflict", "the spec has changed")
         stored["status"] = copy.deepcopy(status)
         return self._touch(ref)
 

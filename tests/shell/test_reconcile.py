@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,7 +12,16 @@ from typing import Any
 import pytest
 
 from sftjob_operator.api.names import LABEL_JOB
-from sftjob_operator.cluster.base import ClusterError, Key, Manifest, NotFound, Ref, Rejected, ref_of
+from sftjob_operator.cluster.base import (
+    ClusterError,
+    Conflict,
+    Key,
+    Manifest,
+    NotFound,
+    Ref,
+    Rejected,
+    ref_of,
+)
 from sftjob_operator.reconcile import Reconciler
 from sftjob_operator.settings import Settings
 from sftjob_operator.worker import Workers
@@ -280,6 +290,41 @@ async def test_a_refused_child_is_a_condition_in_the_servers_words_and_no_retry_
         assert operator.cluster.calls.count(("create", "Job")) <= 3
 
 
+async def test_the_config_map_of_a_job_that_was_never_made_does_not_outlive_a_change_of_the_spec() -> None:
+    words = 'jobs.batch "bot-1" is forbidden: exceeded quota: jobs'
+    async with operating() as operator:
+        cluster = operator.cluster
+        cluster.put(claim())
+        cluster.put(sftjob())
+        await asyncio.sleep(1)
+        cluster.fail("create", "Job", Rejected(403, "Forbidden", words), times=2)
+        operator.ends(operator.prepare_job(), 0, prepared_outcome())
+        await asyncio.sleep(10)
+        assert operator.says("Running") == ("False", "QuotaExceeded")
+        assert cluster.calls.count(("create", "Job")) == 3, "one to prepare, and one again after the status"
+        config = Ref("v1", "ConfigMap", "team", "bot-1")
+        assert config in cluster.objects
+
+        spec = cluster.objects[SFTJOB]["spec"] | {"workers": {"nodes": 4, "gpusPerNode": 0}}
+        metadata = {**cluster.objects[SFTJOB]["metadata"], "generation": 2}
+        cluster.update(SFTJOB, spec=spec, metadata=metadata)
+        await asyncio.sleep(10)
+        assert ATTEMPT in cluster.objects
+        assert len(cluster.objects[config]["data"]["hostfile"].splitlines()) == 4
+        assert (operator.status["nodes"], operator.status["plan"]["worldSize"]) == (4, 4)
+
+
+async def test_a_conflict_with_the_quotas_count_is_tried_again_at_once() -> None:
+    words = 'Operation cannot be fulfilled on resourcequotas "jobs": the object has been modified'
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.fail("create", "Job", Conflict(409, "Conflict", words), times=1)
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(2)
+        assert operator.results[0] == "retry"
+        assert len(operator.jobs()) == 1
+
+
 async def test_a_5xx_is_tried_again_by_the_queue_until_it_passes() -> None:
     async with operating() as operator:
         operator.cluster.put(claim())
@@ -316,11 +361,52 @@ async def test_a_child_of_an_earlier_sftjob_of_this_name_is_waited_out() -> None
         operator.ends(operator.prepare_job(), 0, prepared_outcome())
         await asyncio.sleep(20)
         assert ATTEMPT not in operator.cluster.objects, "it would run with the other job's configuration"
-        assert "retry" in operator.results
+        assert operator.says("Running") == ("False", "NameTaken")
+        assert operator.message("Running") == (
+            "ConfigMap bot-1 exists already and belongs to an earlier SFTJob bot: "
+            "delete it if it does not go by itself, or create this job under another name"
+        )
+        assert set(operator.results) == {"ok"}
         del operator.cluster.objects[config]
         await asyncio.sleep(60)
         assert ATTEMPT in operator.cluster.objects
         assert operator.cluster.objects[config]["metadata"]["uid"] != stale["metadata"]["uid"]
+
+
+async def test_a_service_of_someone_elses_with_the_jobs_name_is_left_alone() -> None:
+    theirs = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": "team", "name": "bot"},
+        "spec": {"selector": {"app": "bot"}},
+    }
+    async with operating() as operator:
+        before = operator.cluster.put(theirs)
+        operator.cluster.put(claim())
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(1)
+        operator.ends(operator.prepare_job(), 0, prepared_outcome())
+        await asyncio.sleep(20)
+        service = Ref("v1", "Service", "team", "bot")
+        assert operator.cluster.objects[service] == before
+        assert operator.says("Running") == ("False", "NameTaken")
+        assert "Service bot exists already and is not of this SFTJob" in operator.message("Running")
+        assert set(operator.results) == {"ok"}
+        await operator.cluster.delete(service)
+        await asyncio.sleep(60)
+        assert ATTEMPT in operator.cluster.objects
+
+
+async def test_our_own_service_is_brought_up_to_date_with_every_attempt() -> None:
+    async with operating() as operator:
+        await operator.trains()
+        service = Ref("v1", "Service", "team", "bot")
+        spec = operator.cluster.objects[service]["spec"]
+        operator.cluster.update(service, spec={**spec, "publishNotReadyAddresses": False})
+        operator.ends(ATTEMPT, 70, failed_outcome("Crash", "boom"), exited(70))
+        await asyncio.sleep(20)
+        assert "bot-2" in operator.jobs()
+        assert operator.cluster.objects[service]["spec"] == spec
 
 
 # ------------------------------------------------------------------ late views, lost objects, new processes
@@ -340,7 +426,7 @@ async def test_a_view_that_lags_behind_makes_no_second_job() -> None:
         assert len(operator.jobs()) == 1
 
 
-async def test_a_view_that_never_catches_up_still_leads_to_one_attempt() -> None:
+async def test_a_view_that_does_not_catch_up_makes_nothing_twice_and_one_attempt_in_the_end() -> None:
     async with operating() as operator:
         await operator.trains()
         operator.ends(ATTEMPT, 70, failed_outcome("Crash", "boom"), exited(70))
@@ -349,10 +435,69 @@ async def test_a_view_that_never_catches_up_still_leads_to_one_attempt() -> None
         for _ in range(300):
             operator.queue.add(KEY)
             await asyncio.sleep(0.2)
-        assert [name for name in operator.jobs() if "prepare" not in name] == ["bot-1", "bot-2"]
+        assert [name for name in operator.jobs() if "prepare" not in name] == ["bot-1"]
         operator.cluster.thaw()
         await asyncio.sleep(1)
+        assert [name for name in operator.jobs() if "prepare" not in name] == ["bot-1", "bot-2"]
         assert operator.status["restarts"] == 1
+
+
+async def test_a_status_write_that_is_lost_as_the_attempt_is_made_costs_nothing() -> None:
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(1)
+        operator.cluster.fail("create", "Job", ClusterError("503"), times=1)
+        operator.ends(operator.prepare_job(), 0, prepared_outcome())
+        await asyncio.sleep(0.1)
+        assert ATTEMPT not in operator.cluster.objects
+        assert operator.status["startTime"]
+        operator.cluster.fail("patch_status", "SFTJob", ClusterError("503"), times=1)
+        await asyncio.sleep(10)
+        assert ATTEMPT in operator.cluster.objects
+        assert operator.status["plan"]["worldSize"] == 2
+        assert operator.status["attempts"][0]["runs"] == 1
+
+
+async def test_a_spec_edited_while_a_pass_decides_is_looked_at_before_the_start_freezes_it() -> None:
+    async with operating() as operator:
+        cluster = operator.cluster
+        cluster.put(claim())
+        cluster.put(sftjob())
+        await asyncio.sleep(1)
+        operator.ends(operator.prepare_job(), 0, prepared_outcome())
+        cluster.freeze()  # the pass that this wakes does not see what follows
+        edited = sftjob(training={"learningRate": 0.5})["spec"]
+        metadata = {**cluster.objects[SFTJOB]["metadata"], "generation": 2}
+        cluster.update(SFTJOB, spec=edited, metadata=metadata)
+        await asyncio.sleep(20)
+        assert "startTime" not in operator.status
+        cluster.thaw()
+        await asyncio.sleep(5)
+        config = cluster.objects[Ref("v1", "ConfigMap", "team", "bot-1")]
+        assert json.loads(config["data"]["train.json"])["training"]["learningRate"] == 0.5
+
+
+async def test_an_attempt_that_would_be_refused_does_not_start_the_job() -> None:
+    words = 'Job.batch "bot-1" is invalid: spec.template.spec.tolerations[0]'
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(1)
+        operator.cluster.fail("dry_run", "Job", Rejected(422, "Invalid", words), times=1000)
+        operator.ends(operator.prepare_job(), 0, prepared_outcome())
+        await asyncio.sleep(10)
+        assert operator.says("Accepted") == ("False", "PodTemplateRejected")
+        assert words in operator.message("Accepted")
+        assert "startTime" not in operator.status
+
+
+async def test_a_webhook_that_cannot_be_asked_is_not_in_the_way() -> None:
+    words = 'admission webhook "quota.example.com" does not support dry run'
+    async with operating() as operator:
+        operator.cluster.fail("dry_run", "Job", Rejected(400, "BadRequest", words), times=1000)
+        await operator.trains()
+        assert operator.says("Running")[0] == "True"
 
 
 async def test_an_sftjob_deleted_in_the_middle_of_a_pass_is_let_go() -> None:

@@ -117,12 +117,13 @@ async def test_a_status_write_replaces_the_whole_status_of_that_very_object(
     script: Script, cluster: KubernetesCluster
 ) -> None:
     script.say(200, {})
-    await cluster.patch_status(SFTJOB, {"phase": "Running"}, uid="u1")
+    await cluster.patch_status(SFTJOB, {"phase": "Running"}, uid="u1", generation=3)
     method, path, _, body, headers = script.asked[0]
     assert (method, path) == ("PATCH", "/apis/sftjob.dev/v1alpha1/namespaces/team/sftjobs/bot/status")
     assert headers["Content-Type"] == "application/json-patch+json"
     assert body == [
         {"op": "test", "path": "/metadata/uid", "value": "u1"},
+        {"op": "test", "path": "/metadata/generation", "value": 3},
         {"op": "add", "path": "/status", "value": {"phase": "Running"}},
     ]
 
@@ -132,6 +133,13 @@ async def test_a_status_write_to_a_namesake_is_not_found(script: Script, cluster
     script.say(200, {"metadata": {"uid": "u2"}})
     with pytest.raises(NotFound):
         await cluster.patch_status(SFTJOB, {}, uid="u1")
+
+
+async def test_a_status_of_an_older_spec_is_a_conflict(script: Script, cluster: KubernetesCluster) -> None:
+    script.say(422, status("Invalid", "the server rejected our request due to an error in our request"))
+    script.say(200, {"metadata": {"uid": "u1", "generation": 4}})
+    with pytest.raises(Conflict):
+        await cluster.patch_status(SFTJOB, {}, uid="u1", generation=3)
 
 
 async def test_a_status_the_schema_refuses_is_rejected_with_the_servers_words(

@@ -109,7 +109,9 @@ class AttemptStatus(ApiModel):
     exit_code: int | None = Field(None, description="Exit code of the pod that failed.")
     node: str | None = Field(None, description="Node of the pod that failed.")
     job_name: str = Field(description="The batch/v1 Job.")
-    runs: int = Field(1, description="Starts of this attempt: suspensions make more than one.")
+    runs: int = Field(
+        1, description="Starts of this attempt: 0 before its Job is made, more than 1 after suspensions."
+    )
     resumed_from_step: int | None = Field(None, description="Step of the checkpoint it went on from.")
     last_step: int | None = Field(None, description="Last step it reported.")
     finished_time: str | None = Field(None, description="When it ended.")
@@ -131,7 +133,7 @@ class Status(ApiModel):
     observed_generation: int | None = Field(None, description="The metadata.generation this speaks of.")
     phase: str | None = Field(None, description="One word for the column, derived from the conditions.")
     start_time: str | None = Field(
-        None, description="When the first attempt was created; from then on most is immutable."
+        None, description="When the first attempt was decided on; from then on most is immutable."
     )
     completion_time: str | None = Field(None, description="When Complete or Failed became True.")
     nodes: int | None = Field(None, description="Pods of the present attempt.")

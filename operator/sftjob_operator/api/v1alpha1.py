@@ -503,7 +503,16 @@ class SFTJob(ApiModel):
             ),
             *[
                 _unchanged_once_started(field)
-                for field in ("model", "data", "training", "deepspeed", "workspace")
+                for field in (
+                    "model",
+                    "data",
+                    "training",
+                    "deepspeed",
+                    "prepare",
+                    "workspace",
+                    "evaluation",
+                    "export",
+                )
             ],
         )
     )

@@ -67,8 +67,12 @@ class Cluster(Protocol):
     async def list(self, api: str, kind: str, namespace: str, labels: dict[str, str]) -> Sequence[Manifest]:
         """Read the objects with these labels from the API server."""
 
-    async def patch_status(self, ref: Ref, status: Manifest, *, uid: str | None = None) -> Manifest:
-        """Replace the whole status; NotFound when the object (or the one with this uid) is gone."""
+    async def patch_status(
+        self, ref: Ref, status: Manifest, *, uid: str | None = None, generation: int | None = None
+    ) -> Manifest:
+        """Replace the whole status; NotFound when the object (or the one with this uid) is gone, Conflict when
+        its spec is another than that of `generation`.
+        """
 
     async def emit_event(self, regarding: Manifest, event: Event) -> None:
         """Post an Event; best effort, never raises for a refused one."""

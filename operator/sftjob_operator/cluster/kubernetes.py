@@ -14,7 +14,16 @@ from urllib.parse import quote
 
 from sft_trainer.config import METRICS_PORT
 from sftjob_operator.api.names import CONTAINER, FIELD_MANAGER
-from sftjob_operator.cluster.base import ClusterError, Event, Manifest, NotFound, Ref, Rejected, ref_of
+from sftjob_operator.cluster.base import (
+    ClusterError,
+    Conflict,
+    Event,
+    Manifest,
+    NotFound,
+    Ref,
+    Rejected,
+    ref_of,
+)
 from sftjob_operator.cluster.connection import Connection
 from sftjob_operator.cluster.http import JSON, METADATA_LIST_ONLY, METADATA_ONLY, ApiClient, Observe
 
@@ -109,18 +118,26 @@ class KubernetesCluster:
             if not query["continue"]:
                 return items
 
-    async def patch_status(self, ref: Ref, status: Manifest, *, uid: str | None = None) -> Manifest:
+    async def patch_status(
+        self, ref: Ref, status: Manifest, *, uid: str | None = None, generation: int | None = None
+    ) -> Manifest:
         """A JSON patch, whose `add` replaces the whole: what has vanished from the status vanishes there."""
-        patch: list[Manifest] = [{"op": "add", "path": "/status", "value": status}]
-        if uid is not None:
-            patch.insert(0, {"op": "test", "path": "/metadata/uid", "value": uid})
+        wanted = {"uid": uid, "generation": generation}
+        patch: list[Manifest] = [
+            *(
+                {"op": "test", "path": f"/metadata/{field}", "value": value}
+                for field, value in wanted.items()
+                if value is not None
+            ),
+            {"op": "add", "path": "/status", "value": status},
+        ]
         path = address(ref) + "/status"
         query = {"fieldManager": FIELD_MANAGER}
         try:
             return await self._api.json("PATCH", path, query=query, body=patch, content_type=JSON_PATCH)
         except Rejected as error:
-            if uid is not None and error.code == 422 and await self._is_another(ref, uid):
-                raise NotFound(404, "NotFound", f"{ref.kind} {ref.name} with uid {uid} is gone") from error
+            if error.code == 422:  # of the schema, or of a test: then look which
+                await self._tell_apart(ref, uid, generation)
             raise
 
     async def emit_event(self, regarding: Manifest, event: Event) -> None:
@@ -175,9 +192,12 @@ class KubernetesCluster:
         url = f"{self._connection.server}{address(ref)}:{METRICS_PORT}/proxy/progress"
         return await self._api.limited(url, PROGRESS_BYTES, PROGRESS_SECONDS, signed=True)
 
-    async def _is_another(self, ref: Ref, uid: str) -> bool:
+    async def _tell_apart(self, ref: Ref, uid: str | None, generation: int | None) -> None:
         found = await self.get(ref)
-        return found is None or found["metadata"].get("uid") != uid
+        if found is None or uid not in (None, found["metadata"].get("uid")):
+            raise NotFound(404, "NotFound", f"{ref.kind} {ref.name} with uid {uid} is gone")
+        if generation not in (None, found["metadata"].get("generation")):
+            raise Conflict(409, "Conflict", f"the spec of {ref.kind} {ref.name} has changed")
 
 
 def collection(ref: Ref) -> str:

@@ -37,12 +37,13 @@ def metadata(
 
 def job_labels(job: SFTJob, role: str, number: int | None = None) -> dict[str, str]:
     """Labels of a batch/v1 Job: ours, and the queue's which the SFTJob carries."""
-    queue = {
-        key: str(value)
-        for key, value in (job.metadata.get("labels") or {}).items()
-        if key.startswith(names.QUEUE_PREFIX)
-    }
-    return {**queue, **names.labels(job.name, role, number)}
+    return {**queue_labels(job), **names.labels(job.name, role, number)}
+
+
+def queue_labels(job: SFTJob) -> dict[str, str]:
+    """The queue's own labels."""
+    labels = job.metadata.get("labels") or {}
+    return {key: str(value) for key, value in labels.items() if key.startswith(names.QUEUE_PREFIX)}
 
 
 def config_map(job: SFTJob, name: str, labels: dict[str, str], files: dict[str, str]) -> Manifest:

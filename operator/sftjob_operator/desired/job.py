@@ -9,7 +9,7 @@ from sft_trainer.config import HOSTFILE, METRICS_PORT, TRAIN_FILE, PrepareResult
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.v1alpha1 import SFTJob
-from sftjob_operator.desired.children import config_map, job_labels, metadata
+from sftjob_operator.desired.children import config_map, digest, job_labels, metadata, queue_labels
 from sftjob_operator.desired.config import train_config
 from sftjob_operator.desired.failurepolicy import pod_failure_policy
 from sftjob_operator.desired.hostfile import hostfile
@@ -39,10 +39,11 @@ def attempt_config_map(job: SFTJob, chosen: Plan, facts: PrepareResult, number: 
 def attempt_job(job: SFTJob, settings: Settings, number: int) -> Manifest:
     """The Indexed Job of attempt `number`."""
     name, nodes = names.attempt(job.name, number), job.spec.workers.nodes
+    annotations = {names.ANNOTATION_SPEC: attempt_spec(job)}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": metadata(job, name, job_labels(job, names.ROLE_TRAIN, number)),
+        "metadata": metadata(job, name, job_labels(job, names.ROLE_TRAIN, number), annotations),
         "spec": {
             "completionMode": "Indexed",
             "completions": nodes,
@@ -53,6 +54,16 @@ def attempt_job(job: SFTJob, settings: Settings, number: int) -> Manifest:
             "template": pod_template(job, settings, _part(job, name, number)),
         },
     }
+
+
+def attempt_spec(job: SFTJob) -> str:
+    """Digest of what an attempt is made of and the user may change while it is open.
+
+    Nothing of the operator's own is in it, and no default: an upgrade alone must not end an attempt.
+    """
+    parts = (job.spec.workers, job.spec.checkpoint)
+    stated = [part.model_dump(mode="json", by_alias=True, exclude_defaults=True) for part in parts]
+    return digest([*stated, queue_labels(job)], 16)
 
 
 def _part(job: SFTJob, name: str, number: int) -> Part:

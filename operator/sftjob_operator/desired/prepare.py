@@ -9,15 +9,18 @@ from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.desired.children import config_map, digest, job_labels, metadata
 from sftjob_operator.desired.config import prepare_config
 from sftjob_operator.desired.failurepolicy import pod_failure_policy
-from sftjob_operator.desired.podspec import Part, image, pod_template, resources
+from sftjob_operator.desired.podspec import Part, pod_template, resources
 from sftjob_operator.settings import Settings
 
 
-def prepare_input(job: SFTJob, settings: Settings) -> str:
-    """Digest of everything that decides what preparation does: another one is another preparation."""
+def prepare_input(job: SFTJob) -> str:
+    """Digest of everything in the spec that decides what preparation does: another one is another preparation.
+
+    The operator's own image is not in it: its upgrade is no reason to do again what has been done.
+    """
     spec = job.spec
     pod = {
-        "image": image(job, settings),
+        "image": spec.workers.image,
         "imagePullPolicy": spec.workers.image_pull_policy,
         "imagePullSecrets": [secret.name for secret in spec.workers.image_pull_secrets],
         "secret": None if spec.model.secret_ref is None else spec.model.secret_ref.name,
@@ -35,7 +38,7 @@ def prepare_name(job: SFTJob, input_digest: str, number: int) -> str:
 
 def prepare_children(job: SFTJob, settings: Settings, number: int) -> list[Manifest]:
     """ConfigMap and Job of the `number`-th try, in the order in which they are created."""
-    input_digest = prepare_input(job, settings)
+    input_digest = prepare_input(job)
     name = prepare_name(job, input_digest, number)
     labels = names.labels(job.name, names.ROLE_PREPARE)
     annotations = {names.ANNOTATION_INPUT: input_digest, names.ANNOTATION_TRY: str(number)}

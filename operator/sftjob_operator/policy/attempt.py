@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sft_trainer.config import TrainResult
-from sftjob_operator.api.objects import Manifest
+from sftjob_operator.api.objects import Manifest, Ref
 from sftjob_operator.api.status import AttemptStatus, ProgressStatus, ResultStatus
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.effects import Delete
@@ -11,9 +11,9 @@ from sftjob_operator.failure import disrupted, failure, without_result
 from sftjob_operator.observe import Observed
 from sftjob_operator.pods import PodEnd, lost_pod, of_job, pod_end
 from sftjob_operator.policy.decision import Answer, Decision, Say, not_running
-from sftjob_operator.policy.records import live_record, new_record, with_outcome, with_record
+from sftjob_operator.policy.records import live_record, made, new_record, with_outcome, with_record
 from sftjob_operator.policy.restart import after_failure
-from sftjob_operator.policy.running import watch
+from sftjob_operator.policy.running import is_outdated, watch
 from sftjob_operator.policy.suspend import hold, paused
 from sftjob_operator.reports import decimal, rfc3339, sentence
 from sftjob_operator.world import World
@@ -28,12 +28,15 @@ def follow(world: World, seen: Observed) -> Answer:
     record = seen.record or new_record(job, seen.number)
     if child is None:  # the API server itself was asked (needs.jobs)
         return after_failure(world, record, disrupted(f"its Job {record.job_name} was deleted"), None)
+    record = made(record)
     if child.deleting:
         message = f"attempt {record.number}: Job {child.name} is being deleted"
         return Decision(job.status, not_running("Stopping", message), requeue=_STOPPING_SECONDS)
     pods = None if world.pods is None else of_job(world.pods, child)
     if child.finished or child.failing is not None:
         return _ended(world, record, child, pods)
+    if _is_to_be_replaced(world, record, child):
+        return _replaced(world, record, child)
     if job.spec.suspend or child.suspended:
         record = live_record(record, child)
         status = with_record(job.status, record)
@@ -55,6 +58,9 @@ def _ended(world: World, record: AttemptStatus, child: BatchJob, pods: list[Mani
         result = _result(ends)
         if result is not None:
             return _complete(world, record, child, result)
+        if not pods:
+            why = disrupted("its pods are gone, and its result with them")
+            return after_failure(world, record, why, child.finished_time)
         what = "the pod with index 0 left no result: was its export checked?"
         return after_failure(world, record, without_result(what), child.finished_time)
     lost = lost_pod(pods, world.now)
@@ -73,6 +79,20 @@ def _lost(world: World, record: AttemptStatus, child: BatchJob, lost: Manifest) 
     node = (lost.get("spec") or {}).get("nodeName")
     why = disrupted(f"node {node} does not answer and pod {lost['metadata']['name']} cannot end", "NodeLost")
     return after_failure(world, record, why, world.now, (Delete(child.ref, child.uid),))
+
+
+def _is_to_be_replaced(world: World, record: AttemptStatus, child: BatchJob) -> bool:
+    """The spec has changed under an attempt that does not train: so a wrong image or node selector, or too
+    many nodes, are repaired by a second apply.
+    """
+    idle = live_record(record, child).state != "Running" and (child.stopped or not child.suspended)
+    return idle and not world.job.spec.suspend and is_outdated(world.job, child)
+
+
+def _replaced(world: World, record: AttemptStatus, child: BatchJob) -> Answer:
+    why = disrupted("the spec was changed before its pods ran", "SpecChanged")
+    config_map = Ref("v1", "ConfigMap", child.ref.namespace, child.name)
+    return after_failure(world, record, why, world.now, (Delete(child.ref, child.uid), Delete(config_map)))
 
 
 def _result(ends: list[PodEnd]) -> tuple[PodEnd, TrainResult] | None:

@@ -9,25 +9,22 @@ from sftjob_operator.effects import Effect
 from sftjob_operator.observe import Observed, is_settled, observe
 from sftjob_operator.policy import attempt, preparation
 from sftjob_operator.policy.accept import objection
-from sftjob_operator.policy.decision import Answer, Decision, Say, not_running, revisit
+from sftjob_operator.policy.decision import Answer, Decision, Say, age, not_running, revisit
 from sftjob_operator.policy.refusal import refused
 from sftjob_operator.policy.restart import wait
 from sftjob_operator.policy.start import plan_and_start
 from sftjob_operator.policy.suspend import hold
-from sftjob_operator.reports import parse_time
 from sftjob_operator.world import World
-
-_STRANGER_SECONDS = 2.0
 
 
 def decide(world: World) -> Decision | None:
     """What is to be done; None when nothing ever again. Each transition is followed by a fresh look."""
     effects: tuple[Effect, ...] = ()
-    if is_settled(world.job.status):
+    if is_settled(world.job):
         return None
     world = _with_status(world, {"completion_time": None})
     while True:
-        answer = _next(world, observe(world.job, world.jobs, world.settings))
+        answer = _next(world, observe(world.job, world.jobs))
         effects += answer.effects
         if isinstance(answer, Decision):
             return _without_refused(world, replace(answer, effects=effects))
@@ -57,9 +54,15 @@ def _advance(world: World, seen: Observed) -> Answer:
 def _blocked(world: World, seen: Observed) -> Decision | None:
     """What must appear or go before pods are made."""
     job, status = world.job, world.job.status
-    if seen.children.strangers:
-        message = "the pods of an earlier SFTJob of this name are still being removed"
-        return Decision(status, not_running("NameTaken", message), requeue=_STRANGER_SECONDS)
+    strangers = sorted(seen.children.strangers, key=lambda child: child.deleting)
+    if strangers:
+        message = f"Job {strangers[0].name} of an earlier SFTJob of this name is still being removed"
+        if not strangers[0].deleting:
+            message = (
+                f"Job {strangers[0].name} is labelled as one of this SFTJob and belongs to another owner: "
+                "delete it if it does not go by itself"
+            )
+        return Decision(status, not_running("NameTaken", message), requeue=revisit(age(world)))
     if not world.missing:
         return None
     first = world.missing[0]
@@ -67,9 +70,7 @@ def _blocked(world: World, seen: Observed) -> Decision | None:
     reason = "VolumeMissing" if first.kind == "PersistentVolumeClaim" else "SecretMissing"
     names = ", ".join(ref.name for ref in world.missing if ref.kind == first.kind)
     message = f"{field}: waiting for {first.kind} {names} in namespace {job.namespace}"
-    created = parse_time(job.metadata.get("creationTimestamp"))
-    age = 0.0 if created is None else (world.now - created).total_seconds()
-    return Decision(status, not_running(reason, message), requeue=revisit(age))
+    return Decision(status, not_running(reason, message), requeue=revisit(age(world)))
 
 
 def _onward(world: World, seen: Observed) -> Answer:
@@ -99,7 +100,7 @@ def _without_refused(world: World, decision: Decision) -> Decision:
     if refusal.ref not in targets:
         return decision
     kept = tuple(effect for effect in decision.effects if getattr(effect, "ref", None) != refusal.ref)
-    said = refused(decision.status, refusal)
+    said = refused(world, decision.status, refusal)
     return replace(
         decision, effects=kept, conditions={**decision.conditions, **said.conditions}, requeue=60.0
     )

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 
 from sftjob_operator.api.status import Status
 from sftjob_operator.effects import Effect
+from sftjob_operator.reports import parse_time
+from sftjob_operator.world import World
 
 
 class Say(NamedTuple):
@@ -42,6 +44,12 @@ Answer = Decision | Transition
 def not_running(reason: str, message: str) -> dict[str, Say]:
     """Running=False with the one reason why."""
     return {"Running": Say("False", reason, message)}
+
+
+def age(world: World) -> float:
+    """Seconds since the SFTJob was created."""
+    created = parse_time(world.job.metadata.get("creationTimestamp"))
+    return 0.0 if created is None else max((world.now - created).total_seconds(), 0.0)
 
 
 def revisit(age: float) -> float:

@@ -27,6 +27,10 @@ from sftjob_operator.world import World
 
 _AGAIN_SECONDS = 1.0
 _STOPPING_SECONDS = 5.0
+_WAY_OUT = (
+    "apply the job again with a corrected spec; if only a file in the workspace was wrong, "
+    "repair it, delete the job and apply it again"
+)
 
 
 def follow(world: World, seen: Observed) -> Answer:
@@ -47,7 +51,7 @@ def follow(world: World, seen: Observed) -> Answer:
         words = f"Job {child.name} fetches the model and tokenises the data"
         return Decision(status, _preparing(words), effects, 60.0)
     why = not_ready(world, child)
-    reason = "Preparing" if why.reason == "ContainerCreating" else why.reason
+    reason = "Preparing" if why.reason in ("ContainerCreating", "Finishing") else why.reason
     conditions = {**_preparing(""), **not_running(reason, f"preparation: {why.message}")}
     return Decision(status, conditions, effects, revisit(child.age(world.now)))
 
@@ -55,7 +59,7 @@ def follow(world: World, seen: Observed) -> Answer:
 def _create(world: World, seen: Observed) -> Decision:
     job = world.job
     if world.refusal is not None:
-        return refused(job.status, world.refusal)
+        return refused(world, job.status, world.refusal)
     manifests = prepare_children(job, world.settings, seen.prepared.tries + 1)
     effects = (*_obsolete(world, seen), *(Create(manifest) for manifest in manifests))
     message = f"Job {seen.prepare_name} is being created"
@@ -104,7 +108,7 @@ def _after_failure(world: World, seen: Observed, kept: Prepared, last: FailedTry
         over = f"the cluster has taken {MOST_DISRUPTIONS} preparations: "
     if last.fatal or over is not None:
         message = f"{over or ''}{last.message}"
-        verdict = failed(job.status, at, last.reason, message)
+        verdict = failed(job.status, at, last.reason, f"{message}; {_WAY_OUT}" if last.fatal else message)
         return Decision(
             verdict.status, {**verdict.conditions, "Prepared": Say("False", last.reason, message)}
         )

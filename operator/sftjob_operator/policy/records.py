@@ -18,8 +18,14 @@ KEPT = 10
 
 
 def new_record(job: SFTJob, number: int) -> AttemptStatus:
-    """An attempt that has just been made."""
-    return AttemptStatus(number=number, state="Pending", job_name=names.attempt(job.name, number))
+    """An attempt that is about to be made: no start of it yet."""
+    return AttemptStatus(number=number, state="Pending", job_name=names.attempt(job.name, number), runs=0)
+
+
+def made(record: AttemptStatus) -> AttemptStatus:
+    """The record of an attempt whose Job exists."""
+    is_new = (record.state, record.runs) == ("Pending", 0)
+    return record.model_copy(update={"runs": 1}) if is_new else record
 
 
 def live_record(record: AttemptStatus, child: BatchJob) -> AttemptStatus:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from sftjob_operator.api.objects import Ref
 from sftjob_operator.api.status import Status
-from sftjob_operator.effects import Delete
-from sftjob_operator.policy.decision import Decision, Say, not_running
+from sftjob_operator.policy.decision import Decision, Say, age, not_running, revisit
 from sftjob_operator.reports import sentence
-from sftjob_operator.world import Refusal
+from sftjob_operator.world import NAME_TAKEN, Refusal, World
 
 _AGAIN_SECONDS = 60.0
 _LONGEST = 1500
 
 
-def refused(status: Status, refusal: Refusal) -> Decision:
+def refused(world: World, status: Status, refusal: Refusal) -> Decision:
     """The decision in place of the one whose child was refused; `status` as it was before that."""
     ref, words = refusal.ref, sentence(refusal.message, _LONGEST)
     what = f"{ref.kind} {ref.name}"
+    if refusal.reason == NAME_TAKEN:
+        message = f"{words}: delete it if it does not go by itself, or create this job under another name"
+        return Decision(status, not_running(NAME_TAKEN, message), requeue=revisit(age(world)))
     if refusal.code == 403 and "exceeded quota" in words:
         return Decision(status, not_running("QuotaExceeded", f"{what}: {words}"), requeue=_AGAIN_SECONDS)
     if refusal.code in (401, 403):
@@ -24,11 +25,4 @@ def refused(status: Status, refusal: Refusal) -> Decision:
     reason = "PodTemplateRejected" if ref.kind == "Job" else "ChildRejected"
     message = f"the API server refuses {what}: {words}"
     conditions = {"Accepted": Say("False", reason, message), **not_running("NotAccepted", message)}
-    return Decision(status, conditions, _clean_up(ref))
-
-
-def _clean_up(ref: Ref) -> tuple[Delete, ...]:
-    """The ConfigMap made for a refused Job: a repaired spec needs another, and it cannot be changed."""
-    if ref.kind != "Job":
-        return ()
-    return (Delete(Ref("v1", "ConfigMap", ref.namespace, ref.name)),)
+    return Decision(status, conditions)

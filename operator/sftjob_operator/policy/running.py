@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from sft_trainer.config import Progress
+from sftjob_operator.api import names
 from sftjob_operator.api.status import AttemptStatus, ProgressStatus, Status
+from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.batchjob import BatchJob
+from sftjob_operator.desired.job import attempt_spec
 from sftjob_operator.pods import Trouble, of_job, trouble
+from sftjob_operator.policy.accept import objection
 from sftjob_operator.policy.decision import Decision, Say, not_running, revisit
 from sftjob_operator.policy.records import live_record, with_checkpoints, with_record
 from sftjob_operator.reports import decimal, rfc3339
 from sftjob_operator.world import World
 
+_LATER = "the changed spec takes effect with the next attempt"
 _FASTEST = 1e15  # tokens per second; more is nonsense
 _STATES = {
     "Starting": ("Starting", "the ranks load the model"),
@@ -34,7 +39,10 @@ def watch(world: World, record: AttemptStatus, child: BatchJob) -> Decision:
         why = not_ready(world, child)
         message = f"attempt {record.number}: {why.message}"
         return Decision(status, not_running(why.reason, message), requeue=revisit(child.age(world.now)))
-    return Decision(status, {"Running": _running(record, heard, status)}, requeue=world.settings.poll_seconds)
+    running = _running(record, heard, status)
+    if is_outdated(world.job, child):
+        running = running._replace(message=f"{running.message}; {_LATER}")
+    return Decision(status, {"Running": running}, requeue=world.settings.poll_seconds)
 
 
 def not_ready(world: World, child: BatchJob) -> Trouble:
@@ -42,6 +50,12 @@ def not_ready(world: World, child: BatchJob) -> Trouble:
     if world.pods is None:
         return Trouble("ContainerCreating", f"{child.ready} of {child.pods} pods are ready")
     return trouble(of_job(world.pods, child), child, world.now)
+
+
+def is_outdated(job: SFTJob, child: BatchJob) -> bool:
+    """The spec, which can be worked on, asks for another Job than this one by now."""
+    made_of = child.annotations.get(names.ANNOTATION_SPEC)
+    return made_of not in (None, attempt_spec(job)) and objection(job) is None
 
 
 def with_progress(status: Status, heard: Progress | None, world: World) -> Status:

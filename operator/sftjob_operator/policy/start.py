@@ -1,4 +1,9 @@
-"""Planning and starting the next attempt: the only place where GPUs are asked for."""
+"""Planning and starting the next attempt: the only place where GPUs are asked for.
+
+Two passes make an attempt. The first asks the API server whether it would take the Job, and writes start time,
+plan and record; only the second makes anything. So whatever is lost in between, the status never lags behind
+the children: what a running attempt rests on is immutable before it exists.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +12,17 @@ from sftjob_operator.api import names
 from sftjob_operator.api.objects import Ref
 from sftjob_operator.desired.job import attempt_config_map, attempt_job
 from sftjob_operator.desired.service import service
-from sftjob_operator.effects import Apply, Create, Delete, Effect
+from sftjob_operator.effects import Apply, Check, Create, Delete, Effect
 from sftjob_operator.observe import Observed
 from sftjob_operator.planning.advice import no_fit_message
 from sftjob_operator.planning.plan import NoFit, Plan, plan
 from sftjob_operator.policy.decision import Decision, Say, not_running, revisit
-from sftjob_operator.policy.records import new_record, with_record
+from sftjob_operator.policy.records import made, new_record, with_record
 from sftjob_operator.policy.refusal import refused
 from sftjob_operator.reports import rfc3339
 from sftjob_operator.world import World
 
+_AT_ONCE = 0.0
 KEPT_JOBS = 3
 """Jobs of so many attempts stay, with their failed pods and logs."""
 
@@ -30,29 +36,24 @@ def plan_and_start(world: World, seen: Observed, facts: PrepareResult) -> Decisi
         message = no_fit_message(job.spec, facts.model, world.hardware, chosen)
         conditions = {"Planned": Say("False", "DoesNotFit", message), **not_running("DoesNotFit", message)}
         return Decision(job.status.model_copy(update={"plan": None}), conditions)
-    planned = job.status.model_copy(update={"plan": chosen.status()})
+    status = job.status.model_copy(update={"plan": chosen.status()})
     if world.refusal is not None:
-        return refused(planned, world.refusal)
-    number = seen.number + 1
-    status = with_record(planned, new_record(job, number)).model_copy(
-        update={
-            "start_time": job.status.start_time or rfc3339(world.now),
-            "nodes": job.spec.workers.nodes,
-        }
-    )
-    message = f"attempt {number}: {job.spec.workers.nodes} pods are being created"
+        return refused(world, status, world.refusal)
+    record = seen.record if seen.announced and seen.record else new_record(job, seen.number + 1)
+    message = f"attempt {record.number}: {job.spec.workers.nodes} pods are being created"
+    says = not_running("ContainerCreating", message)
+    status = status.model_copy(update={"nodes": job.spec.workers.nodes})
+    if seen.announced:
+        effects = _children(world, seen, facts, chosen)
+        return Decision(with_record(status, made(record)), says, effects, revisit(0.0))
+    status = status.model_copy(update={"start_time": status.start_time or rfc3339(world.now)})
     return Decision(
-        status,
-        not_running("ContainerCreating", message),
-        _effects(world, seen, facts, chosen, number),
-        revisit(0.0),
+        with_record(status, record), says, (Check(attempt_job(job, world.settings, record.number)),), _AT_ONCE
     )
 
 
-def _effects(
-    world: World, seen: Observed, facts: PrepareResult, chosen: Plan, number: int
-) -> tuple[Effect, ...]:
-    job = world.job
+def _children(world: World, seen: Observed, facts: PrepareResult, chosen: Plan) -> tuple[Effect, ...]:
+    job, number = world.job, seen.number
     old: list[Effect] = []
     for known, child in sorted(seen.children.attempts.items()):
         if known <= number - KEPT_JOBS and not child.deleting:

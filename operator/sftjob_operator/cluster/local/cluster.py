@@ -71,9 +71,11 @@ class LocalCluster:
         """The objects with these labels."""
         return self._server.list(api, kind, namespace, labels)
 
-    async def patch_status(self, ref: Ref, status: Manifest, *, uid: str | None = None) -> Manifest:
+    async def patch_status(
+        self, ref: Ref, status: Manifest, *, uid: str | None = None, generation: int | None = None
+    ) -> Manifest:
         """The status and nothing else."""
-        return self._server.replace_status(ref, status, uid=uid)
+        return self._server.replace_status(ref, status, uid=uid, generation=generation)
 
     async def emit_event(self, regarding: Manifest, event: Event) -> None:
         """Kept as an object."""

@@ -94,11 +94,15 @@ class Server:
             return [this] if objects.has_labels(this, labels) else []
         return self._store.select(api, kind, namespace, labels)
 
-    def replace_status(self, ref: Ref, status: Manifest, *, uid: str | None = None) -> Manifest:
+    def replace_status(
+        self, ref: Ref, status: Manifest, *, uid: str | None = None, generation: int | None = None
+    ) -> Manifest:
         """The status and nothing else."""
         old = self._needed(ref)
         if uid not in (None, old["metadata"]["uid"]):
             raise NotFound(404, "NotFound", f"{ref.kind} {ref.name} with uid {uid} is gone")
+        if generation not in (None, old["metadata"].get("generation")):
+            raise Conflict(409, "Conflict", f"the spec of {ref.kind} {ref.name} has changed")
         return self._store.put(admission.admit({**old, "status": status}, old))
 
     def emit_event(self, regarding: Manifest, event: Event) -> None:
