@@ -91,7 +91,7 @@ class Contract(BaseModel):
 
 
 class Report(Contract):
-    """What a pod says: read leniently, because an older operator must survive a newer trainer."""
+    """What a pod says or leaves on the volume: read leniently, because the writer may be newer than the reader."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, protected_namespaces=()
