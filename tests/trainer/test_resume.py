@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import gang
+from sft_trainer.precision import is_native
 
 pytestmark = pytest.mark.processes
 
@@ -117,3 +118,17 @@ def test_a_newer_attempt_keeps_an_old_run_from_committing(tmp_path: Path) -> Non
     assert ended.codes == [75, 75]
     assert not list((job.folder / "checkpoints").glob("step-*"))
     assert job.run().codes == [75, 75]
+
+
+def test_a_run_with_automatic_precision_keeps_that_of_its_checkpoint(tmp_path: Path) -> None:
+    other = "fp32" if is_native("cpu") else "bf16"  # not what Auto would choose on this machine
+    job = gang.Job(tmp_path / "volume", ranks=1, changes={"training__maxSteps": 3})
+    assert job.run(training__precision=other).codes == [0]
+    more = {"attempt": 2, "training__maxSteps": 4}
+    ended = job.run(**more, training__precision="Auto")
+    assert ended.codes == [0], ended.output
+    assert f"precision {other} (as in the checkpoint)" in ended.output
+    assert ended.outcomes[0].resumed_from_step == 3  # type: ignore[union-attr]
+    refused = job.run(**more, training__precision="bf16" if other == "fp32" else "fp32")
+    assert refused.codes == [71]
+    assert refused.outcomes[0].reason == "PrecisionChanged"  # type: ignore[union-attr]

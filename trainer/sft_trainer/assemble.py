@@ -91,7 +91,7 @@ def build(
     reporter = _reporter(config, folder, world, mine, journal)
     reporter.phase("Starting")
     cache = TokenCache(within(volume, config.data.cache))
-    chosen = precision.resolve(config.training.precision, config.topology.accelerator)
+    chosen = agreed_precision(config, found, world)
     settings = engines.deepspeed_config(config, chosen)
     world.first(lambda: _keep(folder.root / "deepspeed.json", settings))
     partitioned = config.deepspeed.zero_stage == 3 and world.size > 1
@@ -133,6 +133,14 @@ def build(
         precision=chosen,
         checkpoint_bytes=found.size if found else expected,
     )
+
+
+def agreed_precision(config: TrainConfig, found: Found | None, world: World) -> precision.Precision:
+    """The same number format on every rank, whatever hardware each has. Collective."""
+    accelerator = config.topology.accelerator
+    native = all(world.gather(precision.is_native(accelerator)))
+    saved = found.state.precision if found else None
+    return precision.resolve(config.training.precision, accelerator, native=native, saved=saved)
 
 
 def training_plan(config: TrainConfig, lengths: np.ndarray[Any, Any], *, packed: bool) -> Plan:

@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from sft_trainer.config import Report
+from sft_trainer.precision import Precision
 
 STATE = "trainer_state.json"
 STATE_VERSION = 1  # raised when an older trainer could no longer continue from it
@@ -35,7 +36,7 @@ class TrainerState(Report):
     run_id: str
     world_size: int
     zero_stage: int
-    precision: str
+    precision: Precision
     packed: bool
     learning_rate: float
     loss: float | None
