@@ -5,17 +5,36 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
+from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import commit, fence, manifest, owner, resume, state, verify
 from sft_trainer.checkpoint.commit import prune, require_space
 from sft_trainer.checkpoint.fence import Fence
 from sft_trainer.checkpoint.manifest import Manifest, files_of_rank
 from sft_trainer.checkpoint.owner import Action, Owner
 from sft_trainer.checkpoint.state import TrainerState
+from sft_trainer.data.packing import pack
 from sft_trainer.errors import Fenced, UserError, VolumeFull, classify
 from sft_trainer.layout import JobFolder
+
+
+def plan(**changes: Any) -> Plan:
+    """Ten steps of four rows."""
+    chosen: dict[str, Any] = {
+        "lengths": np.arange(5, 45),
+        "max_length": 64,
+        "packer": pack,
+        "global_batch": 4,
+        "micro_batch": 2,
+        "world_size": 2,
+        "seed": 1,
+        "max_steps": 10,
+    }
+    return Plan(**(chosen | changes))
 
 
 def trainer_state(step: int) -> TrainerState:
@@ -25,6 +44,8 @@ def trainer_state(step: int) -> TrainerState:
         epoch=0.5,
         consumed_sequences=step * 4,
         seed=1,
+        global_batch_size=4,
+        batches=plan().digest,
         uid="u",
         identity="i",
         attempt=1,
@@ -190,6 +211,37 @@ def test_a_volume_that_fails_is_tried_again_and_changes_nothing(
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert resume.newest_whole(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"max_steps": 6}, None),
+        ({"max_steps": None, "epochs": 9}, None),
+        ({"micro_batch": 1, "world_size": 1}, None),
+        (
+            {"max_steps": 5},
+            ("CheckpointBeyondEnd", "step-6 lies beyond the end of this training, which has 5 steps"),
+        ),
+        ({"global_batch": 8}, ("BatchesChanged", "training.globalBatchSize 4 and this run has 8")),
+        ({"max_length": 128}, ("BatchesChanged", "data.maxLength")),
+        ({"packer": one_row_each}, ("BatchesChanged", "data.packing")),
+        ({"seed": 2}, ("BatchesChanged", "training.seed")),
+        ({"lengths": np.arange(6, 46)}, ("BatchesChanged", "other rows")),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_is_continued_only_where_its_steps_read_the_same_rows(
+    changes: dict[str, Any], expected: tuple[str, str] | None
+) -> None:
+    if expected is None:
+        resume.require_same_batches(trainer_state(6), plan(**changes))
+        return
+    with pytest.raises(UserError) as caught:
+        resume.require_same_batches(trainer_state(6), plan(**changes))
+    assert caught.value.reason == expected[0]
+    assert expected[1] in caught.value.message
 
 
 def test_what_a_dying_save_left_is_removed(tmp_path: Path) -> None:

@@ -132,3 +132,17 @@ def test_a_run_with_automatic_precision_keeps_that_of_its_checkpoint(tmp_path: P
     refused = job.run(**more, training__precision="bf16" if other == "fp32" else "fp32")
     assert refused.codes == [71]
     assert refused.outcomes[0].reason == "PrecisionChanged"  # type: ignore[union-attr]
+
+
+def test_a_job_created_anew_with_other_batches_is_refused_and_with_more_steps_continued(
+    tmp_path: Path,
+) -> None:
+    job = gang.Job(tmp_path / "volume", ranks=1, changes={"training__maxSteps": 3})
+    anew = {"job__uid": "uid-2"}
+    job.run()
+    refused = job.run(**anew, training__globalBatchSize=2, training__gradientAccumulationSteps=1)
+    assert refused.codes == [71]
+    assert refused.outcomes[0].reason == "BatchesChanged"  # type: ignore[union-attr]
+    continued = job.run(**anew, training__maxSteps=5)
+    assert continued.codes == [0], continued.output
+    assert continued.outcomes[0].resumed_from_step == 3  # type: ignore[union-attr]

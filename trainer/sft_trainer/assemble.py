@@ -62,7 +62,7 @@ def take_over(config: TrainConfig, folder: JobFolder) -> tuple[Fence, Found | No
     """Rank 0 only: make the job's folder this run's, and find what to continue.
 
     Raises:
-        UserError: the folder holds the work of another job, or of a gang of another shape.
+        UserError: the folder holds the work of another job, of a gang of another shape, or nothing whole.
         Fenced: a newer attempt owns it.
     """
     mine = Fence(uid=config.job.uid, attempt=config.attempt, started=now(), run_id=uuid.uuid4().hex[:12])
@@ -109,6 +109,7 @@ def build(
     plan = training_plan(config, cache.train.lengths, packed=packed)
     seed_everything(config.training.seed, world.rank)
     if found is not None:
+        resume.require_same_batches(found.state, plan)
         resume.load(engine, found, world)
         if world.is_first:
             logger.info(

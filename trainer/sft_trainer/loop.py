@@ -164,6 +164,8 @@ def save_checkpoint(parts: Parts, step: int, loss: float | None, rate: float) ->
         epoch=step / plan.steps_per_epoch,
         consumed_sequences=plan.consumed(step),
         seed=config.training.seed,
+        global_batch_size=plan.global_batch,
+        batches=plan.digest,
         uid=config.job.uid,
         identity=config.identity,
         attempt=config.attempt,

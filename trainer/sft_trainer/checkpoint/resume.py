@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from sft_trainer.batches import Plan
 from sft_trainer.checkpoint import manifest, state
 from sft_trainer.checkpoint.commit import ENGINE_TAG, STAGING, fact, steps
 from sft_trainer.checkpoint.state import TrainerState
@@ -116,6 +117,33 @@ def require_same_shape(saved: TrainerState, config: TrainConfig) -> None:
             "ZeROStageChanged",
             f"step-{saved.step} was saved with ZeRO stage {saved.zero_stage} and this run has {stage}: set "
             f"deepspeed.zeroStage to {saved.zero_stage}",
+        )
+
+
+def require_same_batches(saved: TrainerState, plan: Plan) -> None:
+    """Nothing when `plan` reads on where `saved` stopped.
+
+    Raises:
+        UserError: its steps read other rows, or it has fewer steps than are done.
+    """
+    if saved.global_batch_size != plan.global_batch:
+        raise UserError(
+            "BatchesChanged",
+            f"step-{saved.step} was saved with training.globalBatchSize {saved.global_batch_size} and this run has "
+            f"{plan.global_batch}, so rows would be read twice or never: set it back, or start under another "
+            "metadata.name",
+        )
+    if saved.batches != plan.digest:
+        raise UserError(
+            "BatchesChanged",
+            f"step-{saved.step} was saved with other rows, data.maxLength, data.packing or training.seed, so rows "
+            "would be read twice or never: set them back, or start under another metadata.name",
+        )
+    if saved.step > plan.total_steps:
+        raise UserError(
+            "CheckpointBeyondEnd",
+            f"step-{saved.step} lies beyond the end of this training, which has {plan.total_steps} steps: raise "
+            "training.maxSteps or training.epochs, or start under another metadata.name",
         )
 
 

@@ -30,6 +30,8 @@ class TrainerState(Report):
     epoch: float
     consumed_sequences: int
     seed: int
+    global_batch_size: int
+    batches: str  # digest of the plan: which rows every step reads
     uid: str
     identity: str
     attempt: int
