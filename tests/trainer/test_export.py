@@ -2,14 +2,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import gang
+import tiny
+from sft_trainer import export as exports
+from sft_trainer.config import ExitCode
+from sft_trainer.errors import UserError
 
 pytestmark = pytest.mark.processes
 
@@ -78,6 +84,26 @@ def test_a_lora_run_that_was_resumed_exports_the_very_same_weights(tmp_path: Pat
     for name in names:
         one, other = load_file(whole.folder / name), load_file(resumed.folder / name)
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def check(folder: Path, expected: torch.Tensor) -> None:
+    config = SimpleNamespace(training=SimpleNamespace(method="Full"), export=SimpleNamespace(format="Merged"))
+    parts = SimpleNamespace(config=config, precision="fp32")
+    exports._check(folder, folder, parts, np.arange(5), expected, torch.float32)  # type: ignore[arg-type]
+
+
+def test_an_export_that_is_not_the_trained_model_ends_the_job_for_good(tmp_path: Path) -> None:
+    folder = tiny.model(tmp_path / "model")
+    right = exports._probe(loaded(folder), np.arange(5), torch.device("cpu"))
+    check(folder, right)
+    with pytest.raises(UserError, match="does not answer as the trained one") as caught:
+        check(folder, right + 1)
+    assert (caught.value.reason, caught.value.exit_code) == ("ExportCheckFailed", ExitCode.USER_ERROR)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"tensor model\.norm\.weight is empty or not finite"):
+        check(folder, right)
 
 
 def test_both_gives_the_merged_model_and_the_adapters_beside_it(tmp_path: Path) -> None:

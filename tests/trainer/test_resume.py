@@ -64,6 +64,22 @@ def test_sigterm_to_one_rank_saves_and_stops_all_and_the_next_run_goes_on(tmp_pa
     assert stopped.curve() == whole.curve()
 
 
+def test_sigterm_during_an_evaluation_breaks_it_off_and_no_further_step_is_taken(tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    gang.write_cache(volume / "cache", gang.token_rows(40, seed=1), gang.token_rows(3000, seed=2))
+    job = gang.Job(volume, changes={"evaluation__periodSteps": 2})
+    with job.start() as run:
+        progress = run.scratch / "progress.json"
+        run.ranks.until("step 2/8")
+        run.ranks.until_there(lambda: '"Evaluating"' in progress.read_text())
+        run.ranks.send(signal.SIGTERM, [1])
+        ended = run.end()
+    assert ended.codes == [74, 74], ended.output
+    assert ended.outcomes[0].last_verified_step == 2  # type: ignore[union-attr]
+    assert ended.outcomes[0].last_step == 2  # type: ignore[union-attr]
+    assert "eval loss" not in ended.output
+
+
 def test_a_finished_training_that_starts_again_only_exports(tmp_path: Path) -> None:
     job = gang.Job(tmp_path / "volume")
     first, again = job.run(), job.run(attempt=2)

@@ -40,7 +40,7 @@ class ExitCode(IntEnum):
 
     SUCCESS = 0
     CRASH = 70  # an uncaught exception; worth another attempt
-    USER_ERROR = 71  # the data or the configuration is wrong; never retried
+    USER_ERROR = 71  # the data or the configuration is wrong, or ends the same way each time; never retried
     VOLUME_FULL = 72  # no space left on the workspace; never retried
     PEER_LOST = 73  # another rank or node died under this one; the cause is elsewhere
     INTERRUPTED = 74  # stopped by SIGTERM after saving; zero would count as success

@@ -27,7 +27,7 @@ from sft_trainer.checkpoint.files import size_of, sync_directory
 from sft_trainer.config import TrainConfig
 from sft_trainer.data.tokenizer import Tokenizer, template_source
 from sft_trainer.engine import Engine
-from sft_trainer.errors import Crash
+from sft_trainer.errors import UserError
 from sft_trainer.layout import within
 from sft_trainer.loop import Parts
 
@@ -39,6 +39,9 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", "
 _OURS = ("config.json", "adapter_config.json", "README.md", ".gitattributes")
 # Largest allowed difference of logits, relative to the largest: rounding only.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
+_WAY_OUT = (
+    "the last checkpoint is whole and nothing was published; use another model or training.precision fp32"
+)
 
 State = dict[str, torch.Tensor]
 
@@ -47,7 +50,7 @@ def export(parts: Parts, volume: Path) -> int:
     """Write jobs/<name>/export; its size in bytes. Collective.
 
     Raises:
-        Crash: with reason ExportCheckFailed, when what was read back is not what was trained.
+        UserError: with reason ExportCheckFailed, when what was read back is not what was trained.
         VolumeFull, Fenced: as for a checkpoint.
     """
     ids = np.asarray(parts.rows.row(0)[0][:_PROBE_TOKENS], np.int64)
@@ -191,7 +194,7 @@ def _check(
     """Load what was written and compare it with what was trained.
 
     Raises:
-        Crash: a tensor is empty or not finite, or the model does not say what the trained one says.
+        UserError: a tensor is empty or not finite, or the model does not say what the trained one says.
     """
     adapter_only = parts.config.training.method == "LoRA" and parts.config.export.format == "Adapter"
     model = _load(base if adapter_only else staging, dtype)
@@ -199,12 +202,15 @@ def _check(
         model = peft.PeftModel.from_pretrained(model, str(staging))
     for name, tensor in model.state_dict().items():
         if tensor.numel() == 0 or (tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())):
-            raise Crash(f"the exported tensor {name} is empty or not finite", "ExportCheckFailed")
+            raise UserError(
+                "ExportCheckFailed", f"the exported tensor {name} is empty or not finite; {_WAY_OUT}"
+            )
     logits = _probe(model, ids, torch.device("cpu"))
     difference = float((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
     tolerance = max(_TOLERANCE[dtype], _TOLERANCE[precision.dtype(parts.precision)])
     if logits.shape != expected.shape or not difference <= tolerance:
-        raise Crash(
-            f"the exported model does not answer as the trained one (logits differ by {difference:.1e})",
+        raise UserError(
             "ExportCheckFailed",
+            "the exported model does not answer as the trained one "
+            f"(logits differ by {difference:.1e}); {_WAY_OUT}",
         )
