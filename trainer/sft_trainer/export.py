@@ -20,12 +20,11 @@ import peft
 import torch
 import transformers
 
-from sft_trainer import precision
+from sft_trainer import companions, precision
 from sft_trainer.checkpoint import fence
 from sft_trainer.checkpoint.commit import require_space
 from sft_trainer.checkpoint.files import size_of, sync_directory
-from sft_trainer.config import TrainConfig
-from sft_trainer.data.tokenizer import Tokenizer, template_source
+from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
 from sft_trainer.errors import UserError
 from sft_trainer.layout import within
@@ -35,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"  # beside the merged model, when both are asked for
 _PROBE_TOKENS = 64
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
-_OURS = ("config.json", "adapter_config.json", "README.md", ".gitattributes")
 # Largest allowed difference of logits, relative to the largest: rounding only.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 _WAY_OUT = (
@@ -55,22 +52,37 @@ def export(parts: Parts, volume: Path) -> int:
     """
     ids = np.asarray(parts.rows.row(0)[0][:_PROBE_TOKENS], np.int64)
     expected = _probe(parts.engine, ids, parts.world.device)
-    state = gathered(parts.engine)
+    state = gathered(parts.engine, parts.world)
     size = parts.world.first(lambda: _write(parts, volume, state or {}, ids, expected))
     if parts.world.is_first:
         logger.info("export %s: %.1f MB, reloaded and checked", parts.store.folder.export.name, size / 1e6)
     return size
 
 
-def gathered(engine: Engine) -> State | None:
-    """The trained tensors on the CPU of rank 0 (of adapters only, where the base is frozen). Collective."""
+def gathered(engine: Engine, world: World) -> State | None:
+    """The trained tensors on the CPU of rank 0 (of adapters only, where the base is frozen). Collective.
+
+    None on the other ranks: the host may have room for one copy of the model and not for one per rank.
+    """
     partial = any(not p.requires_grad for p in engine.module.parameters())
     if engine.zero_optimization_stage() == 3:
         state: State | None = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=partial)
         return state
+    if not world.is_first:
+        return None
     names = {name for name, p in engine.module.named_parameters() if p.requires_grad}
     whole = engine.module.state_dict()
-    return {name: t.detach().cpu() for name, t in whole.items() if not partial or name in names}
+    return on_host({name: tensor for name, tensor in whole.items() if not partial or name in names})
+
+
+def on_host(state: State) -> State:
+    """Copies on the CPU; a tensor under two names (tied embeddings) stays one, or it would be stored twice."""
+    copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for tensor in state.values():
+        place = (tensor.data_ptr(), tensor.shape)
+        if place not in copies:
+            copies[place] = tensor.detach().cpu()
+    return {name: copies[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()}
 
 
 def _probe(model: Any, ids: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
@@ -95,7 +107,7 @@ def _write(
         _write_full(parts.engine.module, state, staging, dtype)
     else:
         _write_adapters(parts, state, base, staging, dtype)
-    copy_companions(base, staging, config, volume)
+    companions.copy(base, staging, config, volume)
     _check(staging, base, parts, ids, expected, dtype)
     for path in staging.rglob("*"):
         if path.is_file():
@@ -161,20 +173,6 @@ def _inference_settings(model: Any) -> Iterator[None]:
         yield
     finally:
         model.config.use_cache = before
-
-
-def copy_companions(base: Path, staging: Path, config: TrainConfig, volume: Path) -> None:
-    """Everything of the base folder that is neither weights nor written by us: tokenizer, generation config.
-
-    Where the job replaces the chat template, the folder gets that one.
-    """
-    for path in sorted(base.iterdir()):
-        ours = path.name in _OURS or path.name.endswith(_WEIGHTS)
-        if path.is_file() and not ours:
-            shutil.copyfile(path, staging / path.name)
-    if config.model.chat_template is not None:
-        source, _ = template_source(base, Tokenizer(base), config.model.chat_template, volume)
-        (staging / "chat_template.jinja").write_text(source, encoding="utf-8")
 
 
 def _load(directory: Path, dtype: torch.dtype | str) -> Any:
