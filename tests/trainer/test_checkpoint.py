@@ -1,20 +1,40 @@
 """What makes a directory a checkpoint, who may write one, and which are kept. No processes."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
+from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import commit, fence, manifest, owner, resume, state, verify
 from sft_trainer.checkpoint.commit import prune, require_space
 from sft_trainer.checkpoint.fence import Fence
 from sft_trainer.checkpoint.manifest import Manifest, files_of_rank
 from sft_trainer.checkpoint.owner import Action, Owner
 from sft_trainer.checkpoint.state import TrainerState
-from sft_trainer.errors import Fenced, UserError, VolumeFull
+from sft_trainer.data.packing import pack
+from sft_trainer.errors import Fenced, UserError, VolumeFull, classify
 from sft_trainer.layout import JobFolder
+
+
+def plan(**changes: Any) -> Plan:
+    """Ten steps of four rows."""
+    chosen: dict[str, Any] = {
+        "lengths": np.arange(5, 45),
+        "max_length": 64,
+        "packer": pack,
+        "global_batch": 4,
+        "micro_batch": 2,
+        "world_size": 2,
+        "seed": 1,
+        "max_steps": 10,
+    }
+    return Plan(**(chosen | changes))
 
 
 def trainer_state(step: int) -> TrainerState:
@@ -24,6 +44,8 @@ def trainer_state(step: int) -> TrainerState:
         epoch=0.5,
         consumed_sequences=step * 4,
         seed=1,
+        global_batch_size=4,
+        batches=plan().digest,
         uid="u",
         identity="i",
         attempt=1,
@@ -73,7 +95,7 @@ def _flip(path: Path, at: int) -> None:
         (_cut, "bytes instead of 3145728"),
         (lambda path: _flip(path, 0), "has changed"),
         (lambda path: _flip(path, -1), "has changed"),
-        (Path.unlink, "cannot be read"),
+        (Path.unlink, "model.pt is missing"),
         (lambda path: (path.parent.parent / manifest.MANIFEST).write_text("{"), "no readable manifest"),
     ],
     ids=["cut", "first byte", "last byte", "missing", "manifest cut"],
@@ -124,8 +146,102 @@ def test_broken_checkpoints_are_passed_over_by_name(tmp_path: Path, caplog: pyte
     assert len(list(tmp_path.glob("broken-step-*"))) == 2
 
 
+def test_checkpoints_of_which_none_is_whole_end_the_run_and_keep_their_names(tmp_path: Path) -> None:
+    for step in (10, 20):
+        _cut(checkpoint(tmp_path / "checkpoints", step) / "engine" / "model.pt")
+    with pytest.raises(
+        UserError, match=r"none of the 2 checkpoints in checkpoints is whole \(step-20"
+    ) as caught:
+        resume.newest_whole(tmp_path / "checkpoints")
+    assert caught.value.reason == "NoWholeCheckpoint"
+    assert "StartFresh" in caught.value.message
+    assert commit.steps(tmp_path / "checkpoints") == [20, 10]
+
+
+def _add_to_everything(directory: Path) -> None:
+    """What a newer trainer might write: a field more in the state, the manifest and its entries."""
+    path = directory / state.STATE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "newField": 1}))
+    listing = json.loads((directory / manifest.MANIFEST).read_text())
+    fresh = json.loads(manifest.entry(directory, path).to_json())
+    files = [fresh if file["path"] == state.STATE else file for file in listing["files"]]
+    listing = {**listing, "files": [{**file, "newField": 1} for file in files], "newField": 1}
+    (directory / manifest.MANIFEST).write_text(json.dumps(listing))
+
+
+def test_a_checkpoint_with_fields_of_a_newer_trainer_is_continued(tmp_path: Path) -> None:
+    _add_to_everything(checkpoint(tmp_path, 10))
+    found = resume.newest_whole(tmp_path)
+    assert found is not None
+    assert found.state.step == 10
+
+
+def test_a_checkpoint_in_a_newer_format_names_the_image() -> None:
+    newer = trainer_state(10).model_copy(update={"schema_version": state.STATE_VERSION + 1})
+    with pytest.raises(UserError, match=r"newer trainer .* spec\.workers\.image") as caught:
+        resume.require_known_format(newer)
+    assert caught.value.reason == "CheckpointTooNew"
+
+
+@pytest.mark.parametrize("name", [manifest.MANIFEST, state.STATE, "model.pt"])
+def test_a_volume_that_fails_is_tried_again_and_changes_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint(tmp_path, 10)
+    checkpoint(tmp_path, 20)
+    whole = Path.read_bytes, Path.stat
+
+    def failing(number: int) -> object:
+        def call(path: Path, **options: object) -> object:
+            if path.name == name and path.parent.name in ("step-20", "engine"):
+                raise OSError(errno.EIO, "Input/output error", str(path))
+            return whole[number](path, **options)  # type: ignore[arg-type]
+
+        return call
+
+    monkeypatch.setattr(Path, "read_bytes", failing(0))
+    if name == "model.pt":
+        monkeypatch.setattr(Path, "stat", failing(1))
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        resume.newest_whole(tmp_path)
+    assert classify(caught.value).failure_class == "Crash"
+    monkeypatch.undo()
+    assert commit.steps(tmp_path) == [20, 10]
+
+
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert resume.newest_whole(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"max_steps": 6}, None),
+        ({"max_steps": None, "epochs": 9}, None),
+        ({"micro_batch": 1, "world_size": 1}, None),
+        (
+            {"max_steps": 5},
+            ("CheckpointBeyondEnd", "step-6 lies beyond the end of this training, which has 5 steps"),
+        ),
+        ({"global_batch": 8}, ("BatchesChanged", "training.globalBatchSize 4 and this run has 8")),
+        ({"max_length": 128}, ("BatchesChanged", "data.maxLength")),
+        ({"packer": one_row_each}, ("BatchesChanged", "data.packing")),
+        ({"seed": 2}, ("BatchesChanged", "training.seed")),
+        ({"lengths": np.arange(6, 46)}, ("BatchesChanged", "other rows")),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_is_continued_only_where_its_steps_read_the_same_rows(
+    changes: dict[str, Any], expected: tuple[str, str] | None
+) -> None:
+    if expected is None:
+        resume.require_same_batches(trainer_state(6), plan(**changes))
+        return
+    with pytest.raises(UserError) as caught:
+        resume.require_same_batches(trainer_state(6), plan(**changes))
+    assert caught.value.reason == expected[0]
+    assert expected[1] in caught.value.message
 
 
 def test_what_a_dying_save_left_is_removed(tmp_path: Path) -> None:
@@ -196,6 +312,13 @@ def test_the_last_one_started_owns_the_volume(standing: Fence | None, claims: bo
         with pytest.raises(Fenced, match="attempt 3 started at 2026"):
             fence.claim(path, mine)
         assert fence.read(path) == standing
+
+
+def test_the_fence_of_a_newer_trainer_stands(tmp_path: Path) -> None:
+    path = tmp_path / "fence.json"
+    path.write_text(json.dumps({**json.loads(run_of(3, "newer").to_json()), "newField": 1}))
+    with pytest.raises(Fenced, match="attempt 3"):
+        fence.claim(path, run_of(2))
 
 
 def test_a_run_whose_fence_was_replaced_commits_no_more(tmp_path: Path) -> None:

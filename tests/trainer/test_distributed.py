@@ -1,7 +1,10 @@
 """How ranks find each other, and what is said when one has gone."""
 
+import os
 import socket
+import time
 from contextlib import closing
+from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
@@ -36,6 +39,36 @@ def test_a_rank_that_waits_in_vain_blames_its_peer(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(distributed, "JOIN_SECONDS", -1)
     with pytest.raises(PeerLost, match="rank 0 did not answer"):
         distributed._wait_for(gang.fresh_address(), 29513)
+
+
+def _rank_0_works_longer_than_a_collective_may_take() -> int:
+    world = distributed.connect("cpu", timedelta(seconds=2))
+    answer = world.first(lambda: (time.sleep(5), "written")[1])
+    world.barrier()
+    return 0 if world.gather(answer) == ["written"] * world.size else 1
+
+
+@pytest.mark.processes
+def test_ranks_wait_for_work_on_files_longer_than_for_a_computation() -> None:
+    with gang.started(_rank_0_works_longer_than_a_collective_may_take, (), 2, {}) as ranks:
+        ends = ranks.end()
+    assert [code for code, _ in ends] == [0, 0], ends
+
+
+def _rank_1_never_comes() -> int:
+    if os.environ["RANK"] == "1":
+        return 0
+    distributed.JOIN_SECONDS = 1
+    with pytest.raises(PeerLost, match="1 of 2 ranks did not come within 1 s: rank 1"):
+        distributed.connect("cpu")
+    return 0
+
+
+@pytest.mark.processes
+def test_rank_0_says_which_rank_did_not_come() -> None:
+    with gang.started(_rank_1_never_comes, (), 2, {}) as ranks:
+        ends = ranks.end()
+    assert [code for code, _ in ends] == [0, 0], ends
 
 
 def test_loopback_addresses_are_reached_through_the_loopback_interface() -> None:

@@ -8,7 +8,6 @@ import pytest
 import gang
 from sft_trainer.config import TrainConfig
 from sft_trainer.engine import deepspeed_config, merged
-from sft_trainer.precision import cpu_has_bf16
 
 
 def settings(tmp_path: Path, precision: Any = "fp32", **changes: Any) -> dict[str, Any]:
@@ -53,10 +52,3 @@ def test_merging_changes_neither_side() -> None:
     base, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
     assert merged(base, over) == {"a": {"b": 3, "c": 2}}
     assert base == {"a": {"b": 1, "c": 2}}
-
-
-@pytest.mark.parametrize(
-    ("flags", "native"), [({"avx2"}, False), ({"avx512f", "avx512_bf16"}, True), ({"amx_bf16"}, True)]
-)
-def test_auto_precision_asks_for_native_bf16(flags: set[str], native: bool) -> None:
-    assert cpu_has_bf16(flags) is native

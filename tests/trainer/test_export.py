@@ -2,14 +2,24 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import gang
+import tiny
+from sft_trainer import companions
+from sft_trainer import export as exports
+from sft_trainer.config import ChatTemplate as ChatTemplateSource
+from sft_trainer.config import ExitCode
+from sft_trainer.data.template import ChatTemplate
+from sft_trainer.data.tokenizer import Tokenizer
+from sft_trainer.errors import UserError
 
 pytestmark = pytest.mark.processes
 
@@ -80,6 +90,44 @@ def test_a_lora_run_that_was_resumed_exports_the_very_same_weights(tmp_path: Pat
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_only_rank_0_copies_a_model_that_every_rank_holds() -> None:
+    module = torch.nn.Linear(2, 3)
+    engine = SimpleNamespace(module=module, zero_optimization_stage=lambda: 2)
+    first, other = (exports.gathered(engine, SimpleNamespace(is_first=first)) for first in (True, False))  # type: ignore[arg-type]
+    assert first is not None
+    assert first.keys() == {"weight", "bias"}
+    assert other is None
+
+
+def test_a_tensor_under_two_names_is_copied_to_the_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: tensor.clone())  # as from an accelerator
+    embedding, other = torch.randn(5, 3), torch.randn(5, 3)
+    state = exports.on_host({"embed": embedding, "head": embedding.detach(), "other": other})
+    assert state["embed"] is state["head"]
+    assert state["embed"] is not embedding
+    assert torch.equal(state["other"], other)
+
+
+def check(folder: Path, expected: torch.Tensor) -> None:
+    config = SimpleNamespace(training=SimpleNamespace(method="Full"), export=SimpleNamespace(format="Merged"))
+    parts = SimpleNamespace(config=config, precision="fp32")
+    exports._check(folder, folder, parts, np.arange(5), expected, torch.float32)  # type: ignore[arg-type]
+
+
+def test_an_export_that_is_not_the_trained_model_ends_the_job_for_good(tmp_path: Path) -> None:
+    folder = tiny.model(tmp_path / "model")
+    right = exports._probe(loaded(folder), np.arange(5), torch.device("cpu"))
+    check(folder, right)
+    with pytest.raises(UserError, match="does not answer as the trained one") as caught:
+        check(folder, right + 1)
+    assert (caught.value.reason, caught.value.exit_code) == ("ExportCheckFailed", ExitCode.USER_ERROR)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"tensor model\.norm\.weight is empty or not finite"):
+        check(folder, right)
+
+
 def test_both_gives_the_merged_model_and_the_adapters_beside_it(tmp_path: Path) -> None:
     import peft
 
@@ -110,3 +158,54 @@ def test_the_chat_template_that_was_trained_with_is_the_one_exported(tmp_path: P
     tokenizer = transformers.AutoTokenizer.from_pretrained(job.folder / "export")
     text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert text == "hi!"
+
+
+@pytest.mark.parametrize("before", [{"eos_token_id": 65}, None], ids=["generation config", "none"])
+def test_a_base_model_that_learns_chatml_stops_at_the_end_of_its_turn(before: Any, tmp_path: Path) -> None:
+    job = gang.Job(tmp_path / "volume", ranks=1, changes=SHORT)
+    base = job.volume / "models" / "tiny"
+    change(base / "config.json", eos_token_id=65)
+    change(base / "tokenizer_config.json", eos_token="b", chat_template=None)
+    (base / "generation_config.json").unlink()
+    if before:
+        (base / "generation_config.json").write_text(json.dumps(before))
+    ended = job.run(model__chatTemplate={"preset": "ChatML"})
+    assert ended.codes == [0], ended.output
+    tokenizer = transformers.AutoTokenizer.from_pretrained(job.folder / "export")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert loaded(job.folder / "export").generation_config.eos_token_id == [end, 65]
+
+
+TEMPLATES = [
+    ("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", "<|im_end|>"),
+    ("{% for m in messages %}{{ m.content }} <|im_end|>\n{% endfor %}{{ eos_token }}", "<|im_end|>"),
+    ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", None),
+    ("{{ messages[0].content }}<|im_end|>", None),
+    ("{{ raise_exception('only tools') }}", None),
+]
+
+
+@pytest.mark.parametrize(("template", "expected"), TEMPLATES)
+def test_the_end_of_a_turn_is_read_off_the_template(
+    template: str, expected: str | None, tmp_path: Path
+) -> None:
+    found = companions.end_of_turn(
+        ChatTemplate(template, {"eos_token": "b"}), Tokenizer(tiny.model(tmp_path))
+    )
+    assert (found.text if found else None) == expected
+
+
+def test_a_template_that_speaks_of_eos_token_keeps_its_meaning(tmp_path: Path) -> None:
+    base, staging = tiny.model(tmp_path / "volume" / "tiny"), tmp_path / "staging"
+    staging.mkdir()
+    change(base / "tokenizer_config.json", eos_token="b")
+    (tmp_path / "volume" / "own.jinja").write_text(TEMPLATES[1][0])
+    config = SimpleNamespace(model=SimpleNamespace(chat_template=ChatTemplateSource(path="own.jinja")))
+    companions.copy(base, staging, config, tmp_path / "volume")  # type: ignore[arg-type]
+    assert json.loads((staging / "tokenizer_config.json").read_text())["eos_token"] == "b"
+    assert json.loads((staging / "generation_config.json").read_text())["eos_token_id"] == [257]
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import gang
+from sft_trainer.precision import is_native
 
 pytestmark = pytest.mark.processes
 
@@ -63,6 +64,22 @@ def test_sigterm_to_one_rank_saves_and_stops_all_and_the_next_run_goes_on(tmp_pa
     assert stopped.curve() == whole.curve()
 
 
+def test_sigterm_during_an_evaluation_breaks_it_off_and_no_further_step_is_taken(tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    gang.write_cache(volume / "cache", gang.token_rows(40, seed=1), gang.token_rows(3000, seed=2))
+    job = gang.Job(volume, changes={"evaluation__periodSteps": 2})
+    with job.start() as run:
+        progress = run.scratch / "progress.json"
+        run.ranks.until("step 2/8")
+        run.ranks.until_there(lambda: '"Evaluating"' in progress.read_text())
+        run.ranks.send(signal.SIGTERM, [1])
+        ended = run.end()
+    assert ended.codes == [74, 74], ended.output
+    assert ended.outcomes[0].last_verified_step == 2  # type: ignore[union-attr]
+    assert ended.outcomes[0].last_step == 2  # type: ignore[union-attr]
+    assert "eval loss" not in ended.output
+
+
 def test_a_finished_training_that_starts_again_only_exports(tmp_path: Path) -> None:
     job = gang.Job(tmp_path / "volume")
     first, again = job.run(), job.run(attempt=2)
@@ -117,3 +134,31 @@ def test_a_newer_attempt_keeps_an_old_run_from_committing(tmp_path: Path) -> Non
     assert ended.codes == [75, 75]
     assert not list((job.folder / "checkpoints").glob("step-*"))
     assert job.run().codes == [75, 75]
+
+
+def test_a_run_with_automatic_precision_keeps_that_of_its_checkpoint(tmp_path: Path) -> None:
+    other = "fp32" if is_native("cpu") else "bf16"  # not what Auto would choose on this machine
+    job = gang.Job(tmp_path / "volume", ranks=1, changes={"training__maxSteps": 3})
+    assert job.run(training__precision=other).codes == [0]
+    more = {"attempt": 2, "training__maxSteps": 4}
+    ended = job.run(**more, training__precision="Auto")
+    assert ended.codes == [0], ended.output
+    assert f"precision {other} (as in the checkpoint)" in ended.output
+    assert ended.outcomes[0].resumed_from_step == 3  # type: ignore[union-attr]
+    refused = job.run(**more, training__precision="bf16" if other == "fp32" else "fp32")
+    assert refused.codes == [71]
+    assert refused.outcomes[0].reason == "PrecisionChanged"  # type: ignore[union-attr]
+
+
+def test_a_job_created_anew_with_other_batches_is_refused_and_with_more_steps_continued(
+    tmp_path: Path,
+) -> None:
+    job = gang.Job(tmp_path / "volume", ranks=1, changes={"training__maxSteps": 3})
+    anew = {"job__uid": "uid-2"}
+    job.run()
+    refused = job.run(**anew, training__globalBatchSize=2, training__gradientAccumulationSteps=1)
+    assert refused.codes == [71]
+    assert refused.outcomes[0].reason == "BatchesChanged"  # type: ignore[union-attr]
+    continued = job.run(**anew, training__maxSteps=5)
+    assert continued.codes == [0], continued.output
+    assert continued.outcomes[0].resumed_from_step == 3  # type: ignore[union-attr]

@@ -62,7 +62,7 @@ def take_over(config: TrainConfig, folder: JobFolder) -> tuple[Fence, Found | No
     """Rank 0 only: make the job's folder this run's, and find what to continue.
 
     Raises:
-        UserError: the folder holds the work of another job, or of a gang of another shape.
+        UserError: the folder holds the work of another job, of a gang of another shape, or nothing whole.
         Fenced: a newer attempt owns it.
     """
     mine = Fence(uid=config.job.uid, attempt=config.attempt, started=now(), run_id=uuid.uuid4().hex[:12])
@@ -91,7 +91,7 @@ def build(
     reporter = _reporter(config, folder, world, mine, journal)
     reporter.phase("Starting")
     cache = TokenCache(within(volume, config.data.cache))
-    chosen = precision.resolve(config.training.precision, config.topology.accelerator)
+    chosen = agreed_precision(config, found, world)
     settings = engines.deepspeed_config(config, chosen)
     world.first(lambda: _keep(folder.root / "deepspeed.json", settings))
     partitioned = config.deepspeed.zero_stage == 3 and world.size > 1
@@ -109,6 +109,7 @@ def build(
     plan = training_plan(config, cache.train.lengths, packed=packed)
     seed_everything(config.training.seed, world.rank)
     if found is not None:
+        resume.require_same_batches(found.state, plan)
         resume.load(engine, found, world)
         if world.is_first:
             logger.info(
@@ -133,6 +134,14 @@ def build(
         precision=chosen,
         checkpoint_bytes=found.size if found else expected,
     )
+
+
+def agreed_precision(config: TrainConfig, found: Found | None, world: World) -> precision.Precision:
+    """The same number format on every rank, whatever hardware each has. Collective."""
+    accelerator = config.topology.accelerator
+    native = all(world.gather(precision.is_native(accelerator)))
+    saved = found.state.precision if found else None
+    return precision.resolve(config.training.precision, accelerator, native=native, saved=saved)
 
 
 def training_plan(config: TrainConfig, lengths: np.ndarray[Any, Any], *, packed: bool) -> Plan:

@@ -8,6 +8,7 @@ empty micro-batches, so that the collectives of all ranks match.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -64,6 +65,13 @@ class Plan:
             return self.max_steps
         assert self.epochs is not None
         return self.epochs * self.steps_per_epoch
+
+    @property
+    def digest(self) -> str:
+        """Equal for plans which agree on the rows of every step, however many steps they have."""
+        what = [self.packer.__name__, self.max_length, self.global_batch, self.seed]
+        lengths = np.ascontiguousarray(self.lengths, np.int64)
+        return hashlib.sha256(repr(what).encode() + lengths.tobytes()).hexdigest()[:16]
 
     def consumed(self, finished: int) -> int:
         """Sequences behind us after `finished` steps."""

@@ -40,7 +40,7 @@ class ExitCode(IntEnum):
 
     SUCCESS = 0
     CRASH = 70  # an uncaught exception; worth another attempt
-    USER_ERROR = 71  # the data or the configuration is wrong; never retried
+    USER_ERROR = 71  # the data or the configuration is wrong, or ends the same way each time; never retried
     VOLUME_FULL = 72  # no space left on the workspace; never retried
     PEER_LOST = 73  # another rank or node died under this one; the cause is elsewhere
     INTERRUPTED = 74  # stopped by SIGTERM after saving; zero would count as success
@@ -91,7 +91,7 @@ class Contract(BaseModel):
 
 
 class Report(Contract):
-    """What a pod says: read leniently, because an older operator must survive a newer trainer."""
+    """What a pod says or leaves on the volume: read leniently, because the writer may be newer than the reader."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, protected_namespaces=()

@@ -27,19 +27,27 @@ from sft_trainer.errors import Crash, PeerLost, TrainerError, UserError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-JOIN_SECONDS = 900  # how long a rank waits for rank 0: another node may still be pulling the image
+JOIN_SECONDS = 900  # how long ranks wait for each other at the start: a node may still be pulling the image
+# Rank 0 writes, reads back and hashes whole models alone, which takes an hour where the model is large and the
+# volume slow. A rank that dies meanwhile is noticed all the same: its connection closes.
+_HOST_WORK = timedelta(hours=24)
 _LOG_EVERY_SECONDS = 15
 _BACKLOG = 4096
 
 
 @dataclass(frozen=True)
 class World:
-    """This rank among the others, with the collectives that the loop needs."""
+    """This rank among the others, with the collectives that the loop needs.
+
+    `sum` runs between computations, on the accelerators, and is quick or lost. Everything else goes over `host`,
+    a group of its own on CPUs, whose members wait for hours while one of them works on files.
+    """
 
     rank: int
     local_rank: int
     size: int
     device: torch.device
+    host: dist.ProcessGroup
 
     @property
     def is_first(self) -> bool:
@@ -61,7 +69,7 @@ class World:
                 box[0] = action()
             except Exception as error:
                 cause, box[1] = error, _portable(error)
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, group=self.host)
         if box[1] is not None:
             raise _revived(*box[1]) from cause
         return cast(T, box[0])
@@ -69,12 +77,12 @@ class World:
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, by rank, at every rank."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.host)
         return values
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier()
+        dist.barrier(group=self.host)
 
 
 def _portable(error: Exception) -> tuple[type[TrainerError], str, str]:
@@ -102,7 +110,7 @@ def connect(accelerator: str, timeout: timedelta = timedelta(minutes=10)) -> Wor
     """Join the process group described by RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     Raises:
-        PeerLost: rank 0 did not answer in time.
+        PeerLost: a rank did not come in time.
         Crash: rank 0's address is not this machine's or is taken.
     """
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -110,9 +118,9 @@ def connect(accelerator: str, timeout: timedelta = timedelta(minutes=10)) -> Wor
     host, port = os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", str(config.MASTER_PORT)))
     device = _device(accelerator, local_rank)
     address = _listen(host, port) if rank == 0 else _wait_for(host, port)
+    if interface := interface_towards(address[0], port):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     if accelerator == "cpu":
-        if interface := interface_towards(address[0], port):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         _use_cores()
     store = dist.TCPStore(  # type: ignore[attr-defined]
         address[0],
@@ -123,6 +131,7 @@ def connect(accelerator: str, timeout: timedelta = timedelta(minutes=10)) -> Wor
         wait_for_workers=False,
         master_listen_fd=address[1],
     )
+    _meet(store, rank, size)
     backend = "nccl" if accelerator == "gpu" else "gloo"
     dist.init_process_group(
         backend,
@@ -132,7 +141,8 @@ def connect(accelerator: str, timeout: timedelta = timedelta(minutes=10)) -> Wor
         timeout=timeout,
         device_id=device if accelerator == "gpu" else None,
     )
-    world = World(rank, local_rank, size, device)
+    host_group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_HOST_WORK))
+    world = World(rank, local_rank, size, device, host_group)
     world.barrier()
     return world
 
@@ -190,6 +200,18 @@ def _wait_for(host: str, port: int) -> tuple[str, int | None]:
                 logger.info("waiting for rank 0 at %s:%d since %.0f s: %s", host, port, now - start, error)
                 logged = now
             time.sleep(0.3)
+
+
+def _meet(store: Any, rank: int, size: int) -> None:
+    """Wait until every rank has come, as long for the last one as that one would wait for rank 0."""
+    store.set(f"here/{rank}", "")
+    try:
+        store.wait([f"here/{other}" for other in range(size)], timedelta(seconds=JOIN_SECONDS))
+    except dist.DistStoreError as error:
+        missing = [str(other) for other in range(size) if not store.check([f"here/{other}"])]
+        raise PeerLost(
+            f"{len(missing)} of {size} ranks did not come within {JOIN_SECONDS} s: rank {', '.join(missing[:8])}"
+        ) from error
 
 
 def interface_towards(address: str, port: int) -> str | None:

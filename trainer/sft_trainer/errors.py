@@ -39,7 +39,7 @@ class Crash(TrainerError):
 
 
 class UserError(TrainerError):
-    """The data or the configuration is wrong: never retried."""
+    """The data or the configuration is wrong, or would end the same way every time: never retried."""
 
     exit_code = ExitCode.USER_ERROR
 

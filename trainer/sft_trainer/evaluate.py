@@ -13,6 +13,7 @@ from sft_trainer.collate import Rows, collate
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
 from sft_trainer.loss import supervised_loss
+from sft_trainer.stopping import StopSignal
 
 _LARGEST_EXPONENT = 700.0  # exp of more is infinite, which JSON cannot say
 
@@ -30,19 +31,25 @@ class Evaluation:
         return math.exp(min(self.loss, _LARGEST_EXPONENT))
 
 
-def evaluate(engine: Engine, rows: Rows, plan: Plan, world: World) -> Evaluation | None:
-    """One pass over `rows` in the batches of `plan`; None where nothing is supervised. Collective."""
+def evaluate(engine: Engine, rows: Rows, plan: Plan, world: World, stop: StopSignal) -> Evaluation | None:
+    """One pass over `rows` in the batches of `plan`. Collective.
+
+    None where nothing is supervised, or when the group was asked to stop before the end.
+    """
     start = time.perf_counter()
-    total, supervised = 0.0, 0
+    total, supervised, stopped = 0.0, 0, 0.0
     engine.eval()
     with torch.no_grad():
         for step in range(plan.total_steps):
+            (stopped,) = world.sum([stop.requested])
+            if stopped:
+                break
             for micro in plan.micro_batches(step, world.rank):
                 batch = collate(micro, rows, world.device, packed=plan.packed)
                 total += float(supervised_loss(engine, batch))
                 supervised += batch.supervised
     engine.train()
     total, count = world.sum([total, supervised])
-    if count == 0:
+    if count == 0 or stopped:
         return None
     return Evaluation(total / count, time.perf_counter() - start)

@@ -20,14 +20,13 @@ import peft
 import torch
 import transformers
 
-from sft_trainer import precision
+from sft_trainer import companions, precision
 from sft_trainer.checkpoint import fence
 from sft_trainer.checkpoint.commit import require_space
 from sft_trainer.checkpoint.files import size_of, sync_directory
-from sft_trainer.config import TrainConfig
-from sft_trainer.data.tokenizer import Tokenizer, template_source
+from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
-from sft_trainer.errors import Crash
+from sft_trainer.errors import UserError
 from sft_trainer.layout import within
 from sft_trainer.loop import Parts
 
@@ -35,10 +34,11 @@ logger = logging.getLogger(__name__)
 
 ADAPTER_FOLDER = "adapter"  # beside the merged model, when both are asked for
 _PROBE_TOKENS = 64
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
-_OURS = ("config.json", "adapter_config.json", "README.md", ".gitattributes")
 # Largest allowed difference of logits, relative to the largest: rounding only.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
+_WAY_OUT = (
+    "the last checkpoint is whole and nothing was published; use another model or training.precision fp32"
+)
 
 State = dict[str, torch.Tensor]
 
@@ -47,27 +47,42 @@ def export(parts: Parts, volume: Path) -> int:
     """Write jobs/<name>/export; its size in bytes. Collective.
 
     Raises:
-        Crash: with reason ExportCheckFailed, when what was read back is not what was trained.
+        UserError: with reason ExportCheckFailed, when what was read back is not what was trained.
         VolumeFull, Fenced: as for a checkpoint.
     """
     ids = np.asarray(parts.rows.row(0)[0][:_PROBE_TOKENS], np.int64)
     expected = _probe(parts.engine, ids, parts.world.device)
-    state = gathered(parts.engine)
+    state = gathered(parts.engine, parts.world)
     size = parts.world.first(lambda: _write(parts, volume, state or {}, ids, expected))
     if parts.world.is_first:
         logger.info("export %s: %.1f MB, reloaded and checked", parts.store.folder.export.name, size / 1e6)
     return size
 
 
-def gathered(engine: Engine) -> State | None:
-    """The trained tensors on the CPU of rank 0 (of adapters only, where the base is frozen). Collective."""
+def gathered(engine: Engine, world: World) -> State | None:
+    """The trained tensors on the CPU of rank 0 (of adapters only, where the base is frozen). Collective.
+
+    None on the other ranks: the host may have room for one copy of the model and not for one per rank.
+    """
     partial = any(not p.requires_grad for p in engine.module.parameters())
     if engine.zero_optimization_stage() == 3:
         state: State | None = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=partial)
         return state
+    if not world.is_first:
+        return None
     names = {name for name, p in engine.module.named_parameters() if p.requires_grad}
     whole = engine.module.state_dict()
-    return {name: t.detach().cpu() for name, t in whole.items() if not partial or name in names}
+    return on_host({name: tensor for name, tensor in whole.items() if not partial or name in names})
+
+
+def on_host(state: State) -> State:
+    """Copies on the CPU; a tensor under two names (tied embeddings) stays one, or it would be stored twice."""
+    copies: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for tensor in state.values():
+        place = (tensor.data_ptr(), tensor.shape)
+        if place not in copies:
+            copies[place] = tensor.detach().cpu()
+    return {name: copies[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()}
 
 
 def _probe(model: Any, ids: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
@@ -92,7 +107,7 @@ def _write(
         _write_full(parts.engine.module, state, staging, dtype)
     else:
         _write_adapters(parts, state, base, staging, dtype)
-    copy_companions(base, staging, config, volume)
+    companions.copy(base, staging, config, volume)
     _check(staging, base, parts, ids, expected, dtype)
     for path in staging.rglob("*"):
         if path.is_file():
@@ -160,20 +175,6 @@ def _inference_settings(model: Any) -> Iterator[None]:
         model.config.use_cache = before
 
 
-def copy_companions(base: Path, staging: Path, config: TrainConfig, volume: Path) -> None:
-    """Everything of the base folder that is neither weights nor written by us: tokenizer, generation config.
-
-    Where the job replaces the chat template, the folder gets that one.
-    """
-    for path in sorted(base.iterdir()):
-        ours = path.name in _OURS or path.name.endswith(_WEIGHTS)
-        if path.is_file() and not ours:
-            shutil.copyfile(path, staging / path.name)
-    if config.model.chat_template is not None:
-        source, _ = template_source(base, Tokenizer(base), config.model.chat_template, volume)
-        (staging / "chat_template.jinja").write_text(source, encoding="utf-8")
-
-
 def _load(directory: Path, dtype: torch.dtype | str) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(
         str(directory), dtype=dtype, local_files_only=True
@@ -191,7 +192,7 @@ def _check(
     """Load what was written and compare it with what was trained.
 
     Raises:
-        Crash: a tensor is empty or not finite, or the model does not say what the trained one says.
+        UserError: a tensor is empty or not finite, or the model does not say what the trained one says.
     """
     adapter_only = parts.config.training.method == "LoRA" and parts.config.export.format == "Adapter"
     model = _load(base if adapter_only else staging, dtype)
@@ -199,12 +200,15 @@ def _check(
         model = peft.PeftModel.from_pretrained(model, str(staging))
     for name, tensor in model.state_dict().items():
         if tensor.numel() == 0 or (tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())):
-            raise Crash(f"the exported tensor {name} is empty or not finite", "ExportCheckFailed")
+            raise UserError(
+                "ExportCheckFailed", f"the exported tensor {name} is empty or not finite; {_WAY_OUT}"
+            )
     logits = _probe(model, ids, torch.device("cpu"))
     difference = float((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
     tolerance = max(_TOLERANCE[dtype], _TOLERANCE[precision.dtype(parts.precision)])
     if logits.shape != expected.shape or not difference <= tolerance:
-        raise Crash(
-            f"the exported model does not answer as the trained one (logits differ by {difference:.1e})",
+        raise UserError(
             "ExportCheckFailed",
+            "the exported model does not answer as the trained one "
+            f"(logits differ by {difference:.1e}); {_WAY_OUT}",
         )

@@ -22,7 +22,7 @@ from sft_trainer.collate import Rows, collate
 from sft_trainer.config import TrainConfig
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
-from sft_trainer.errors import Crash, Interrupted
+from sft_trainer.errors import Interrupted, UserError
 from sft_trainer.evaluate import Evaluation, evaluate
 from sft_trainer.loss import supervised_loss
 from sft_trainer.outcome import now
@@ -56,7 +56,7 @@ def train(parts: Parts, start: int, loss: float | None) -> float | None:
 
     Raises:
         Interrupted: somebody asked the group to stop; a checkpoint of the last step is committed.
-        Crash: with reason Diverged, when loss or gradient is no longer a number.
+        UserError: with reason Diverged, when loss or gradient is no longer a number: it would be so again.
     """
     world, plan, total = parts.world, parts.plan, parts.plan.total_steps
     period, every = parts.config.checkpoint.period_seconds, parts.config.checkpoint.period_steps
@@ -91,6 +91,7 @@ def train(parts: Parts, start: int, loss: float | None) -> float | None:
         )
         if evaluate_every and done % evaluate_every == 0 and done < total and not stop:
             held_out(parts, done)
+            (stop,) = world.sum([parts.stop.requested])  # an evaluation takes longer than a step
         if save or stop or done == total or (every and done % every == 0):
             save_checkpoint(parts, done, loss, rate)
             saved_at = time.monotonic()
@@ -147,7 +148,7 @@ def held_out(parts: Parts, step: int) -> Evaluation | None:
     if parts.held_out is None:
         return None
     parts.reporter.phase("Evaluating")
-    result = evaluate(parts.engine, *parts.held_out, parts.world)
+    result = evaluate(parts.engine, *parts.held_out, parts.world, parts.stop)
     if result is not None:
         parts.reporter.evaluated(step, result.loss, result.perplexity, result.seconds)
     return result
@@ -164,6 +165,8 @@ def save_checkpoint(parts: Parts, step: int, loss: float | None, rate: float) ->
         epoch=step / plan.steps_per_epoch,
         consumed_sequences=plan.consumed(step),
         seed=config.training.seed,
+        global_batch_size=plan.global_batch,
+        batches=plan.digest,
         uid=config.job.uid,
         identity=config.identity,
         attempt=config.attempt,
@@ -184,10 +187,10 @@ def save_checkpoint(parts: Parts, step: int, loss: float | None, rate: float) ->
 def _require_finite(loss: float | None, norm: float, step: int) -> None:
     if math.isfinite(norm) and (loss is None or math.isfinite(loss)):
         return
-    raise Crash(
+    raise UserError(
+        "Diverged",
         f"training diverged at step {step}: loss {loss}, gradient norm {norm}; lower training.learningRate "
         "or maxGradNorm, lengthen scheduler.warmupSteps, or look for broken rows in the data",
-        "Diverged",
     )
 
 

@@ -16,31 +16,46 @@ Precision = Literal["bf16", "fp32"]
 _NATIVE_CAPABILITY = (8, 0)  # NVIDIA Ampere; older GPUs emulate bf16, slower than fp32
 
 
-def resolve(wanted: str, accelerator: str) -> Precision:
-    """`wanted`, or for Auto bf16 where the hardware has it and fp32 elsewhere. The choice is logged.
+def is_native(accelerator: str) -> bool:
+    """Whether the hardware of this rank computes in bf16 by itself."""
+    return _gpu_has_bf16() if accelerator == "gpu" else cpu_has_bf16(_cpu_flags())
+
+
+def resolve(
+    wanted: Literal["bf16", "fp32", "Auto"], accelerator: str, *, native: bool, saved: Precision | None = None
+) -> Precision:
+    """The format of the checkpoint that is continued (`saved`), else `wanted`, else what the hardware has.
+
+    `native`: every rank has bf16. The choice is logged.
 
     Raises:
-        UserError: bf16 was demanded of a GPU that does not have it.
+        UserError: the checkpoint is in another format than `wanted`, or bf16 is needed and a GPU has none.
     """
-    native = _gpu_has_bf16() if accelerator == "gpu" else cpu_has_bf16(_cpu_flags())
-    if wanted == "Auto":
-        chosen: Precision = "bf16" if native else "fp32"
-        reason = "native here" if native else f"no native bf16 on this {accelerator.upper()}"
+    if saved is not None and wanted not in ("Auto", saved):
+        raise UserError(
+            "PrecisionChanged",
+            f"the checkpoint to continue is in {saved} and training.precision is {wanted}: set it to {saved} or "
+            "remove it, or start under another metadata.name",
+        )
+    if saved is not None:
+        chosen, reason = saved, "as in the checkpoint"
+    elif wanted == "Auto":
+        chosen = "bf16" if native else "fp32"
+        reason = "native here" if native else f"not every {accelerator.upper()} has native bf16"
+    else:
+        chosen, reason = wanted, "as asked"
+    if chosen == "bf16" and not native and accelerator == "gpu":
+        way = (
+            "set it to fp32 or remove it" if saved is None else "use GPUs of compute capability 8.0 or newer"
+        )
+        raise UserError(
+            "PrecisionUnsupported", f"training.precision is bf16 ({reason}), but a GPU has no bf16: {way}"
+        )
+    if chosen == "bf16" and not native:
+        logger.warning("precision bf16 (%s), though a CPU only emulates it: fp32 is faster here", reason)
+    else:
         logger.info("precision %s (%s)", chosen, reason)
-        return chosen
-    if wanted == "bf16":
-        if not native and accelerator == "gpu":
-            raise UserError(
-                "PrecisionUnsupported",
-                "training.precision is bf16, but this GPU has no bf16: set it to fp32 or remove it",
-            )
-        if not native:
-            logger.warning("precision bf16 as asked, though this CPU only emulates it: fp32 is faster here")
-        else:
-            logger.info("precision bf16 as asked")
-        return "bf16"
-    logger.info("precision fp32 as asked")
-    return "fp32"
+    return chosen
 
 
 def dtype(precision: Precision) -> torch.dtype:

@@ -11,11 +11,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sft_trainer.checkpoint.files import write_atomically
-from sft_trainer.config import Contract
+from sft_trainer.config import Report
 from sft_trainer.errors import Fenced
 
 
-class Fence(Contract):
+class Fence(Report):
     """A run of an attempt of the SFTJob `uid`.
 
     `started` (RFC 3339) is for people: the clocks of nodes differ too much to decide by it.

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from sft_trainer.config import Contract
+from sft_trainer.config import Report
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
 _SAMPLES = 8
 
 
-class FileEntry(Contract):
+class FileEntry(Report):
     """One file of a checkpoint; `path` is relative to its directory."""
 
     path: str
@@ -29,9 +29,10 @@ class FileEntry(Contract):
     sample: str  # sha256 of the sampled blocks
 
 
-class Manifest(Contract):
+class Manifest(Report):
     """All files of a checkpoint but the manifest itself."""
 
+    schema_version: int = 1
     files: list[FileEntry]
 
     @property
@@ -41,10 +42,10 @@ class Manifest(Contract):
 
 
 def read(directory: Path) -> Manifest | None:
-    """The manifest in `directory`; None when there is none that can be read."""
+    """The manifest in `directory`; None when it is missing or no manifest. OSError for a volume that fails."""
     try:
         return Manifest.model_validate_json((directory / MANIFEST).read_bytes())
-    except (OSError, ValidationError):
+    except (FileNotFoundError, ValidationError):
         return None
 
 
@@ -74,7 +75,11 @@ def sample(path: Path, size: int) -> str:
 
 
 def problem(directory: Path, *, every_byte: bool = False) -> str | None:
-    """What is wrong with the checkpoint in `directory`; None when nothing is."""
+    """What is wrong with the checkpoint in `directory`; None when nothing is.
+
+    Raises:
+        OSError: the volume fails, which says nothing about the checkpoint.
+    """
     manifest = read(directory)
     if manifest is None:
         return "it has no readable manifest"
@@ -88,8 +93,8 @@ def problem(directory: Path, *, every_byte: bool = False) -> str | None:
                 return f"{known.path} has changed since it was written"
             if every_byte and _digest(path) != known.sha256:
                 return f"{known.path} has changed since it was written"
-        except OSError as error:
-            return f"{known.path} cannot be read: {error.strerror}"
+        except FileNotFoundError:
+            return f"{known.path} is missing"
     return None
 
 

@@ -13,12 +13,12 @@ from typing import Literal
 from pydantic import ValidationError
 
 from sft_trainer.checkpoint.files import sync_directory, write_atomically
-from sft_trainer.config import Contract
+from sft_trainer.config import Report
 from sft_trainer.errors import UserError
 from sft_trainer.layout import JobFolder
 
 
-class Owner(Contract):
+class Owner(Report):
     """The SFTJob's uid and the digest of its model, data and seed."""
 
     uid: str

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from sft_trainer.batches import Plan
 from sft_trainer.checkpoint import manifest, state
 from sft_trainer.checkpoint.commit import ENGINE_TAG, STAGING, fact, steps
 from sft_trainer.checkpoint.state import TrainerState
@@ -15,6 +16,7 @@ from sft_trainer.config import CheckpointFact, TrainConfig
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
 from sft_trainer.errors import Crash, UserError
+from sft_trainer.layout import shown
 
 logger = logging.getLogger(__name__)
 
@@ -28,19 +30,54 @@ class Found(NamedTuple):
 
 
 def newest_whole(checkpoints: Path) -> Found | None:
-    """The newest whole checkpoint; broken ones are named in the log and moved out of the way.
+    """The newest whole checkpoint; None where there are none at all.
 
-    They keep their bytes, under a name that is no checkpoint's, for whoever wants to look.
+    Broken ones that are newer are named in the log and set aside.
+
+    Raises:
+        UserError: there are checkpoints and none is whole, or the newest is of a newer trainer's format.
+        OSError: the volume fails; nothing was renamed.
     """
+    broken: dict[Path, str] = {}
     for step in steps(checkpoints):
         directory = checkpoints / f"step-{step}"
         wrong = manifest.problem(directory)
         saved = state.read(directory)
         if wrong is None and saved is not None:
+            require_known_format(saved)
+            for path, reason in broken.items():
+                set_aside(path, reason)
             return Found(directory, saved, size_of(directory))
-        logger.warning("checkpoint step-%d is not used: %s", step, wrong or "its state cannot be read")
-        directory.rename(checkpoints / f"broken-step-{step}-{time.time_ns()}")
+        broken[directory] = wrong or "its state cannot be read"
+    if broken:
+        newest, reason = next(iter(broken.items()))
+        raise UserError(
+            "NoWholeCheckpoint",
+            f"none of the {len(broken)} checkpoints in {shown(checkpoints)} is whole ({newest.name}: {reason}): "
+            "restore one, or give the training up by removing that folder, or by creating the SFTJob anew with "
+            "checkpoint.onExisting: StartFresh",
+        )
     return None
+
+
+def require_known_format(saved: TrainerState) -> None:
+    """Nothing when this trainer can continue what was written.
+
+    Raises:
+        UserError: a newer trainer wrote it in another format.
+    """
+    if saved.schema_version > state.STATE_VERSION:
+        raise UserError(
+            "CheckpointTooNew",
+            f"step-{saved.step} was written by a newer trainer (format {saved.schema_version}, this one knows "
+            f"{state.STATE_VERSION}): use the trainer image that wrote it, in spec.workers.image",
+        )
+
+
+def set_aside(directory: Path, reason: str) -> None:
+    """Take a broken checkpoint out of the way; it keeps its bytes, for whoever wants to look."""
+    logger.warning("checkpoint %s is not used: %s", directory.name, reason)
+    directory.rename(directory.with_name(f"broken-{directory.name}-{time.time_ns()}"))
 
 
 def size_of(directory: Path) -> int:
@@ -80,6 +117,33 @@ def require_same_shape(saved: TrainerState, config: TrainConfig) -> None:
             "ZeROStageChanged",
             f"step-{saved.step} was saved with ZeRO stage {saved.zero_stage} and this run has {stage}: set "
             f"deepspeed.zeroStage to {saved.zero_stage}",
+        )
+
+
+def require_same_batches(saved: TrainerState, plan: Plan) -> None:
+    """Nothing when `plan` reads on where `saved` stopped.
+
+    Raises:
+        UserError: its steps read other rows, or it has fewer steps than are done.
+    """
+    if saved.global_batch_size != plan.global_batch:
+        raise UserError(
+            "BatchesChanged",
+            f"step-{saved.step} was saved with training.globalBatchSize {saved.global_batch_size} and this run has "
+            f"{plan.global_batch}, so rows would be read twice or never: set it back, or start under another "
+            "metadata.name",
+        )
+    if saved.batches != plan.digest:
+        raise UserError(
+            "BatchesChanged",
+            f"step-{saved.step} was saved with other rows, data.maxLength, data.packing or training.seed, so rows "
+            "would be read twice or never: set them back, or start under another metadata.name",
+        )
+    if saved.step > plan.total_steps:
+        raise UserError(
+            "CheckpointBeyondEnd",
+            f"step-{saved.step} lies beyond the end of this training, which has {plan.total_steps} steps: raise "
+            "training.maxSteps or training.epochs, or start under another metadata.name",
         )
 
 

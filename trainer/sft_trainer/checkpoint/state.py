@@ -14,26 +14,31 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from sft_trainer.config import Contract
+from sft_trainer.config import Report
+from sft_trainer.precision import Precision
 
 STATE = "trainer_state.json"
+STATE_VERSION = 1  # raised when an older trainer could no longer continue from it
 
 
-class TrainerState(Contract):
+class TrainerState(Report):
     """Where a training stands after `step` optimizer steps. Batches and learning rate follow from it."""
 
+    schema_version: int = STATE_VERSION
     step: int
     total_steps: int
     epoch: float
     consumed_sequences: int
     seed: int
+    global_batch_size: int
+    batches: str  # digest of the plan: which rows every step reads
     uid: str
     identity: str
     attempt: int
     run_id: str
     world_size: int
     zero_stage: int
-    precision: str
+    precision: Precision
     packed: bool
     learning_rate: float
     loss: float | None
@@ -41,10 +46,10 @@ class TrainerState(Contract):
 
 
 def read(directory: Path) -> TrainerState | None:
-    """The state in a checkpoint; None when there is none that can be read."""
+    """The state in a checkpoint; None when it is missing or no state. OSError for a volume that fails."""
     try:
         return TrainerState.model_validate_json((directory / STATE).read_bytes())
-    except (OSError, ValidationError):
+    except (FileNotFoundError, ValidationError):
         return None
 
 

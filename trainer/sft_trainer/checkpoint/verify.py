@@ -18,7 +18,10 @@ def main(directories: list[str]) -> int:
         return 2
     broken = 0
     for name in directories:
-        wrong = manifest.problem(Path(name), every_byte=True)
+        try:
+            wrong = manifest.problem(Path(name), every_byte=True)
+        except OSError as error:
+            wrong = f"it cannot be read: {error}"
         broken += wrong is not None
         logger.info("%s: %s", name, wrong or "every byte as written")
     return int(broken > 0)

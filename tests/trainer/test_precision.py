@@ -1,0 +1,59 @@
+"""Which number format a run computes in: one for all ranks, and the checkpoint's where there is one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gang
+from sft_trainer import assemble, precision
+from sft_trainer.config import TrainConfig
+from sft_trainer.distributed import World
+from sft_trainer.errors import UserError
+from sft_trainer.precision import cpu_has_bf16, resolve
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"), [({"avx2"}, False), ({"avx512f", "avx512_bf16"}, True), ({"amx_bf16"}, True)]
+)
+def test_auto_precision_asks_for_native_bf16(flags: set[str], native: bool) -> None:
+    assert cpu_has_bf16(flags) is native
+
+
+CASES = [
+    # wanted, accelerator, every rank has bf16, the checkpoint's -> chosen or reason
+    ("Auto", "gpu", True, None, "bf16"),
+    ("Auto", "gpu", False, None, "fp32"),
+    ("Auto", "cpu", False, "bf16", "bf16"),
+    ("Auto", "gpu", True, "fp32", "fp32"),
+    ("Auto", "gpu", False, "bf16", "PrecisionUnsupported"),
+    ("bf16", "gpu", False, None, "PrecisionUnsupported"),
+    ("bf16", "cpu", False, None, "bf16"),
+    ("bf16", "gpu", True, "bf16", "bf16"),
+    ("fp32", "gpu", True, "bf16", "PrecisionChanged"),
+    ("bf16", "gpu", True, "fp32", "PrecisionChanged"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "accelerator", "native", "saved", "expected"), CASES)
+def test_the_format_is_the_checkpoints_else_the_one_asked_for_else_the_hardwares(
+    wanted: Any, accelerator: str, native: bool, saved: Any, expected: str
+) -> None:
+    if expected in ("bf16", "fp32"):
+        assert resolve(wanted, accelerator, native=native, saved=saved) == expected
+        return
+    with pytest.raises(UserError) as caught:
+        resolve(wanted, accelerator, native=native, saved=saved)
+    assert caught.value.reason == expected
+
+
+def _chosen_where_only_rank_0_has_bf16(world: World, config: dict[str, Any]) -> list[str]:
+    flags = {"amx_bf16"} if world.is_first else set[str]()
+    precision._cpu_flags = lambda: flags
+    return world.gather(assemble.agreed_precision(TrainConfig.model_validate(config), None, world))
+
+
+@pytest.mark.processes
+def test_one_rank_without_bf16_makes_all_ranks_compute_in_fp32(tmp_path: Path) -> None:
+    config = gang.Job(tmp_path / "volume").config(training__precision="Auto")
+    assert gang.call(_chosen_where_only_rank_0_has_bf16, 2, config=config) == ["fp32", "fp32"]
