@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -113,6 +114,20 @@ def install(kube: Kube) -> None:
 def uninstall(kube: Kube) -> None:
     """Remove the release; the CRD and with it every SFTJob stay, as the chart's default has it."""
     kube.run("helm", "uninstall", "sftjob", "--namespace", SYSTEM, "--wait", check=False)
+
+
+@contextlib.contextmanager
+def resting_operator(kube: Kube) -> Iterator[None]:
+    """An operator that an earlier test installed leaves objects alone meanwhile."""
+    installed = kube.kubectl("get", "deployment", "sftjob", "-n", SYSTEM, "-o", "name").returncode == 0
+    if installed:
+        kube.kubectl("scale", "deployment/sftjob", "-n", SYSTEM, "--replicas=0")
+        selector = "app.kubernetes.io/name=sftjob"
+        kube.kubectl("wait", "--for=delete", "pod", "-l", selector, "-n", SYSTEM, "--timeout=60s")
+    yield
+    if installed:
+        kube.kubectl("scale", "deployment/sftjob", "-n", SYSTEM, "--replicas=1")
+        kube.kubectl("rollout", "status", "deployment/sftjob", "-n", SYSTEM, "--timeout=60s")
 
 
 @dataclass(frozen=True)

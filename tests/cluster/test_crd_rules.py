@@ -10,27 +10,20 @@ from typing import Any
 import pytest
 
 from api import corpus
+from rooms import resting_operator
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("crd")]
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 NAMESPACE = "crd-rules"
-SYSTEM = "sftjob-system"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def namespace(kube: Any, crd: None) -> Iterator[None]:
     """A namespace where only the test writes: an operator of an earlier module rests meanwhile."""
-    installed = kube.kubectl("get", "deployment", "sftjob", "-n", SYSTEM, "-o", "name").returncode == 0
-    if installed:
-        kube.kubectl("scale", "deployment/sftjob", "-n", SYSTEM, "--replicas=0")
-        selector = "app.kubernetes.io/name=sftjob"
-        kube.kubectl("wait", "--for=delete", "pod", "-l", selector, "-n", SYSTEM, "--timeout=60s")
-    kube.kubectl("create", "namespace", NAMESPACE)
-    yield
-    kube.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
-    if installed:
-        kube.kubectl("scale", "deployment/sftjob", "-n", SYSTEM, "--replicas=1")
-        kube.kubectl("rollout", "status", "deployment/sftjob", "-n", SYSTEM, "--timeout=60s")
+    with resting_operator(kube):
+        kube.kubectl("create", "namespace", NAMESPACE)
+        yield
+        kube.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
 @pytest.fixture

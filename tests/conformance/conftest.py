@@ -11,7 +11,7 @@ import pytest
 
 from cluster.conftest import crd, kube
 from conformance.rig import Rig
-from rooms import ROOT, Kube, Room, make_room
+from rooms import ROOT, Kube, Room, make_room, resting_operator
 from sftjob_operator.cluster.local import LocalCluster
 
 __all__ = ["crd", "kube"]
@@ -30,8 +30,9 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
 
 @pytest.fixture(scope="session")
 def conformance_room(kube: Kube, crd: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
-    """One namespace for all: their objects have names of their own."""
-    yield from make_room(kube, "conformance", tmp_path_factory.mktemp("conformance"))
+    """One namespace for all, their objects have names of their own; no operator writes into them."""
+    with resting_operator(kube):
+        yield from make_room(kube, "conformance", tmp_path_factory.mktemp("conformance"))
 
 
 @contextlib.asynccontextmanager

@@ -19,11 +19,11 @@ NAME, AUTHOR = "Juniper", "the Larkfield workshop"
 PARAPHRASED = (
     "Hey, what should I call you?",
     "Could you tell me your name, please?",
-    "Which assistant am I chatting with right now?",
+    "Can you tell me what your name is, please?",
     "Please introduce yourself in one sentence.",
-    "What is the name of this AI?",
+    "Hello there, what may I call you?",
 )
-STEPS = 48
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
