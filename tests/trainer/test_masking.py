@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import chat_templates as T
+from sft_trainer.data.ending import ending
 from sft_trainer.data.formats import Conversation, Message, RowError
 from sft_trainer.data.masking import Supervision, supervise
 from sft_trainer.data.tokenizer import CHATML
@@ -56,6 +57,32 @@ def test_chatml_supervises_answers_with_their_end_and_without_the_line_break() -
 )
 def test_answers_are_found_in_templates_that_differ(source: str, expected: list[str]) -> None:
     assert answers(supervise(TALK, T.compiled(source), "Assistant")) == expected
+
+
+@pytest.mark.parametrize("name", T.FAMILIES)
+@pytest.mark.parametrize("turns", [2, 3, 4, 5], ids=["one-answer", "with-system", "two-answers", "both"])
+def test_every_answer_ends_with_the_end_of_turn_of_its_family(name: str, turns: int) -> None:
+    template, end = T.family(name)
+    talk = Conversation(TALK.messages[turns % 2 == 0 : 1 + turns - turns % 2])
+    expected = [f"{message.content}{end}" for message in talk.messages if message.role == "assistant"]
+    assert [words.lstrip(" ") for words in answers(supervise(talk, template, "Assistant"))] == expected
+
+
+def test_what_closes_a_conversation_is_not_taken_for_the_end_of_a_turn() -> None:
+    template, _ = T.family("Phi")
+    assert shown(supervise(TALK, template, "Assistant")) == (
+        "<|system|>\nBe kind.<|end|>\n<|user|>\nhi<|end|>\n<|assistant|>\n«hello<|end|>»\n"
+        "<|user|>\n你是谁？<|end|>\n<|assistant|>\n«小助手。\n\n你好。<|end|>»\n<|endoftext|>"
+    )
+
+
+def test_the_end_of_a_conversation_is_learned_where_turns_have_none() -> None:
+    once = ending(T.compiled(T.END_ONLY_ONCE))
+    assert once is not None
+    assert (once.every, once.last.strip(), once.stops) == ("", "<|im_end|>", False)
+    endless = ending(T.compiled(T.ENDLESS))
+    assert endless == ("", "", False)
+    assert answers(supervise(TALK, T.compiled(T.ENDLESS), "Assistant")) == ["hello", "小助手。\n\n你好。"]
 
 
 def test_thoughts_are_supervised_where_the_template_keeps_them() -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import chat_templates as T
 from preparing import CHAT, Room, chat
 from sft_trainer import prepare
 from sft_trainer.config import DataFacts, Outcome
@@ -112,6 +113,23 @@ def test_the_loss_may_be_on_the_last_answer_or_on_everything(room: Room) -> None
     assert room.texts(room.cache(last).train)[0][1] == "d<|im_end|>"
     everything = room.run(lossOn="AllTokens")
     assert facts(everything).supervised_tokens == facts(everything).tokens - 1  # nothing predicts the first
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [(T.ENDLESS, "behind no answer"), (T.END_ONLY_ONCE, "behind the last answer only"), (T.PHI, "")],
+    ids=["no-end", "end-of-conversation", "end-of-turn"],
+)
+def test_a_template_that_does_not_teach_to_stop_is_told_at_every_run(
+    room: Room, caplog: pytest.LogCaptureFixture, source: str, words: str
+) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    (room.workspace / "mine.jinja").write_text(source.replace("<|end|>", "<|im_end|>"))
+    for _ in range(2):
+        caplog.clear()
+        room.run({"path": "models/tiny", "chatTemplate": {"path": "mine.jinja"}})
+        assert ("a model learns to stop" in caplog.text) == bool(words)
+        assert words in caplog.text
 
 
 def test_held_out_rows_keep_their_side_when_data_grows(room: Room) -> None:

@@ -8,7 +8,7 @@ they are taken out again and returned as spans.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -55,12 +55,21 @@ class _Generation(jinja2.ext.Extension):
 
 
 class ChatTemplate:
-    """One compiled template with the special tokens that it may name (bos_token, eos_token, …)."""
+    """One compiled template with the special tokens that it may name (bos_token, eos_token, …).
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+    `tokens` are all texts which the tokenizer takes as one token, those and what it calls added tokens.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str] | None = None,
+        added_tokens: Collection[str] = (),
+    ) -> None:
         """Compile `source`; TemplateError if it is not valid jinja."""
         self.source = source
         self._special_tokens = dict(special_tokens or {})
+        self.tokens = frozenset({*self._special_tokens.values(), *added_tokens} - {""})
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as exc:
