@@ -131,7 +131,7 @@ def test_an_answer_of_weight_zero_is_not_trained_on() -> None:
         ("Messages", {"text": "x"}, "column 'messages' is missing or null"),
         ("Messages", {"messages": []}, "the conversation is empty"),
         ("Messages", {"messages": 3}, "expected a list of messages, found a number"),
-        ("Messages", {"messages": "oops"}, "is text but not JSON"),
+        ("Messages", {"messages": "oops"}, "the conversation: not valid JSON ("),
         ("Messages", {"messages": ["hi"]}, "message 1: expected an object with role and content, found text"),
         ("Messages", {"messages": [{"role": "boss", "content": "x"}]}, "message 1: unknown role 'boss'"),
         (

@@ -279,6 +279,34 @@ def test_wrong_rows_end_with_a_sentence(
     assert not list(room.workspace.glob(".sftjob/cache/data/*"))
 
 
+HOSTILE = {
+    "half-a-character": (chat("hi \ud83d", "a"), "a lone surrogate"),
+    "endless-number": ('{"messages": 1' + "0" * 5000 + "}", "more digits than can be read"),
+    "endless-nesting": ('{"messages": ' + "[" * 100_000, "nested too deeply"),
+    "nested-tools": ({**CHAT, "tools": "[" * 100_000}, "tools: lists or objects are nested"),
+    "history-of-a-number": ({"instruction": "a", "output": "b", "history": 3}, "history: expected a list"),
+}
+
+
+@pytest.mark.parametrize(("row", "words"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_row_is_named_and_can_be_skipped(room: Room, row: Any, words: str) -> None:
+    good = {"instruction": "a", "output": "b"} if "history" in row else CHAT
+    room.write("datasets/chats.jsonl", good, row)
+    refused(room.run(), "InvalidRow", "train[0] datasets/chats.jsonl line 2: ", words)
+    assert facts(room.run(onInvalidRow="Skip")).skipped_rows == 1
+
+
+def test_a_hostile_json_array_names_its_file(room: Room) -> None:
+    for text in ("[" * 100_000, f"[1{'0' * 5000}]"):
+        (room.workspace / "datasets" / "a.json").write_text(text)
+        refused(
+            room.run(train=[{"name": "0", "path": "datasets/a.json"}]),
+            "InvalidRow",
+            "train[0] datasets/a.json: ",
+            "one row per line (.jsonl)",
+        )
+
+
 def test_wrong_columns_are_refused_by_name(room: Room) -> None:
     room.write("datasets/chats.jsonl", CHAT)
     source = {"name": "0", "path": "datasets/chats.jsonl", "columns": {"message": "messages"}}
@@ -307,6 +335,31 @@ def test_a_broken_parquet_file_is_named(room: Room) -> None:
         "InvalidRow",
         "not a readable Parquet file",
     )
+
+
+def test_a_parquet_file_with_damaged_pages_is_named_with_the_last_good_row(room: Room) -> None:
+    path = room.workspace / "datasets" / "a.parquet"
+    rows = [chat(f"{number} and {number % 7}?", "yes") for number in range(3000)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=1500, compression="snappy")
+    content = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(1).column(0).dictionary_page_offset
+    content[start + 40 : start + 2000] = b"\xff" * 1960
+    path.write_bytes(content)
+    refused(
+        room.run(train=[{"name": "0", "path": "datasets/a.parquet"}]),
+        "InvalidRow",
+        "train[0] datasets/a.parquet after row 1",
+        "not a readable Parquet file",
+    )
+
+
+def test_a_parquet_value_that_is_no_text_is_named_by_row(room: Room) -> None:
+    path = room.workspace / "datasets" / "a.parquet"
+    texts = pa.array([b"a", b"\xff", b"c"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"prompt": texts, "completion": ["x", "y", "z"]}), path)
+    source = [{"name": "0", "path": "datasets/a.parquet"}]
+    refused(room.run(train=source), "InvalidRow", "train[0] datasets/a.parquet row 2: a value cannot be read")
+    assert facts(room.run(train=source, onInvalidRow="Skip")).rows == 2
 
 
 @pytest.mark.parametrize(

@@ -203,9 +203,14 @@ def _shares(words: str, answer: str) -> bool:
 
 def _render(template: ChatTemplate, messages: Sequence[Message], conversation: Conversation) -> str:
     try:
-        return _text(template, messages, conversation)
+        text = _text(template, messages, conversation)
+        text.encode()
     except TemplateError as exc:
         raise RowError(f"the chat template refuses the conversation: {exc}") from exc
+    except UnicodeEncodeError as exc:
+        around = ascii(text[max(0, exc.start - 20) : exc.end])
+        raise RowError(f"half of a character (a lone surrogate) stands at the end of {around}") from exc
+    return text
 
 
 def _text(

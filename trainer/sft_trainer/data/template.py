@@ -21,6 +21,17 @@ import jinja2.sandbox
 # Two noncharacters of Unicode: a valid text never contains them, and jinja passes them through.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 
+# What a foreign template may end with on a row; RuntimeError for its recursion, ArithmeticError for its sums.
+_REFUSALS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 class TemplateError(ValueError):
     """The template refused the conversation, or is no valid jinja; in the template's own words."""
@@ -95,7 +106,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
-        except (jinja2.TemplateError, TypeError, KeyError, IndexError, AttributeError, ValueError) as exc:
+        except _REFUSALS as exc:
             raise TemplateError(str(exc) or type(exc).__name__) from exc
         return _unmark(marked)
 
