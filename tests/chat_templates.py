@@ -84,6 +84,18 @@ ALTERNATING = (
 )
 
 
+TOOLS = (  # says what tools there are, and what is called with which words
+    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'tool' %}{{ m.content | tojson }}{% else %}{{ m.content }}{% endif %}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_OTHER_ROLES = (  # knows two roles and passes over the others; speaks of tools for nothing
+    "{# tools and tool_calls are not supported #}{% for m in messages if m.role in ('user', 'assistant') %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 FAMILIES = {  # template, its special tokens, the other tokens of its tokenizer, the text behind an answer
     "Llama": (
         LLAMA,

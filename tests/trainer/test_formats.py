@@ -144,6 +144,13 @@ def test_an_answer_of_weight_zero_is_not_trained_on() -> None:
             {"messages": [TURNS[0], {"role": "assistant", "content": " "}]},
             "message 2: the assistant's",
         ),
+        (
+            "Messages",
+            {"messages": [{"role": "assistant", "content": "x", "function_call": {"name": "f"}}]},
+            "message 1: function_call is the old form",
+        ),
+        ("Messages", {"messages": TURNS, "functions": [{"name": "f"}]}, "'functions' is the old form"),
+        ("Messages", {"messages": TURNS, "tools": '"rate"'}, "tools: expected a list, found text"),
         ("Alpaca", {"instruction": "x", "output": ""}, "output is empty"),
         ("Alpaca", {"instruction": "x", "output": "y", "history": ["z"]}, "history entry 1: expected a pair"),
         ("PromptCompletion", {"prompt": "x", "completion": 7}, "completion: expected text, found a number"),

@@ -163,7 +163,48 @@ def test_what_the_template_says_about_a_conversation_is_passed_on() -> None:
         supervise(TALK, T.compiled(T.ALTERNATING), "Assistant")
 
 
-def test_tool_calls_that_the_template_would_drop_are_refused() -> None:
-    call = Message("assistant", "", extra={"tool_calls": [{"function": {"name": "rate"}}]})
-    with pytest.raises(RowError, match="calls tools, which the chat template leaves out"):
-        supervise(Conversation((Message("user", "rate?"), call)), T.compiled(CHATML), "Assistant")
+CALL = Message("assistant", "", extra={"tool_calls": [{"function": {"name": "rate", "arguments": {"a": 1}}}]})
+TOOL_TALK = Conversation(
+    (Message("user", "rate?"), CALL, Message("tool", '{"rate": 7}'), Message("assistant", "7.")),
+    tools=({"name": "rate"},),
+)
+
+
+def test_tools_calls_and_results_are_rendered_and_the_calls_are_supervised() -> None:
+    assert shown(supervise(TOOL_TALK, T.compiled(T.TOOLS), "Assistant")) == (
+        '<|im_start|>tools\n[{"name": "rate"}]<|im_end|>\n<|im_start|>user\nrate?<|im_end|>\n'
+        '<|im_start|>assistant\n«<call>{"name": "rate", "arguments": {"a": 1}}</call><|im_end|>»\n'
+        '<|im_start|>tool\n"{\\"rate\\": 7}"<|im_end|>\n<|im_start|>assistant\n«7.<|im_end|>»\n'
+    )
+
+
+@pytest.mark.parametrize("loss_on", ["Assistant", "LastAssistant", "AllTokens"])
+@pytest.mark.parametrize("source", [CHATML, T.NO_OTHER_ROLES], ids=["ChatML", "names-them-for-nothing"])
+@pytest.mark.parametrize(
+    ("talk", "words"),
+    [
+        (Conversation(TOOL_TALK.messages[::3], TOOL_TALK.tools), "no place for `tools`"),
+        (Conversation(TOOL_TALK.messages), "message 2: the assistant calls tools, which"),
+    ],
+    ids=["tools", "calls"],
+)
+def test_tools_that_the_template_would_drop_are_refused(
+    talk: Conversation, words: str, source: str, loss_on: str
+) -> None:
+    with pytest.raises(RowError, match=words):
+        supervise(talk, T.compiled(source), loss_on)
+
+
+@pytest.mark.parametrize("role", ["system", "tool"])
+def test_a_turn_that_the_template_passes_over_is_refused(role: str) -> None:
+    talk = Conversation((Message("user", "hi"), Message(role, "words"), Message("assistant", "hello")))
+    with pytest.raises(
+        RowError, match=f"message 2: the chat template leaves out the words of the role '{role}'"
+    ):
+        supervise(talk, T.compiled(T.NO_OTHER_ROLES), "Assistant")
+
+
+def test_half_a_character_in_the_tools_is_refused() -> None:
+    talk = Conversation(TALK.messages, tools=({"name": "\ud83d"},))
+    with pytest.raises(RowError, match="half of a character"):
+        supervise(talk, T.compiled(T.TOOLS), "Assistant")

@@ -138,6 +138,8 @@ def conversation(row: Row, format_name: str, columns: Mapping[str, str]) -> Conv
     for ours in COLUMNS[format_name][: _REQUIRED[format_name]]:
         if values[ours] is None:
             raise RowError(f"column {columns.get(ours, ours)!r} is missing or null (format {format_name})")
+    if row.get("functions"):
+        raise RowError("the column 'functions' is the old form of 'tools'; write tools")
     messages = _READERS[format_name](values)
     if not messages:
         raise RowError("the conversation is empty")
@@ -162,6 +164,8 @@ def _turn(turn: Any, number: int) -> Message:
     if role is None:
         known = ", ".join(sorted(set(ROLES.values())))
         raise RowError(f"message {number}: unknown role {theirs!r} (known: {known})")
+    if turn.get("function_call"):
+        raise RowError(f"message {number}: function_call is the old form of a tool call; write tool_calls")
     extra = {key: turn[key] for key in _TOOL_KEYS if turn.get(key)}
     content = turn.get("content", turn.get("value"))
     text = "" if content is None and "tool_calls" in extra else _text(content, f"message {number}")

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from sft_trainer.data import completeness
 from sft_trainer.data.ending import ending
 from sft_trainer.data.formats import Conversation, Message, RowError
 from sft_trainer.data.template import ChatTemplate, Span, TemplateError
@@ -57,8 +58,6 @@ def locate(
     text: str, messages: Sequence[Message], conversation: Conversation, template: ChatTemplate
 ) -> list[Span]:
     """One span for each assistant message of `messages` in `text`, their rendering."""
-    if any("tool_calls" in (message.extra or {}) for message in messages) and not template.uses("tool_calls"):
-        raise RowError("the assistant calls tools, which the chat template leaves out")
     for way in (_by_tags, _by_prefixes, _by_markers):
         spans = way(text, messages, conversation, template)
         if spans is not None and _plausible(text, spans, messages):
@@ -210,6 +209,7 @@ def _render(template: ChatTemplate, messages: Sequence[Message], conversation: C
     except UnicodeEncodeError as exc:
         around = ascii(text[max(0, exc.start - 20) : exc.end])
         raise RowError(f"half of a character (a lone surrogate) stands at the end of {around}") from exc
+    completeness.check(text, messages, conversation, template)
     return text
 
 
