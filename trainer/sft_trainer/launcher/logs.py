@@ -18,7 +18,7 @@ from typing import IO
 logger = logging.getLogger(__name__)
 
 _LONGEST_LINE = 16384  # bytes; longer ones are passed on in pieces
-_TAIL_LINES = 60
+_TAIL_LINES = 400  # an abort prints the stacks of all threads behind the words that tell why
 _WAITING_BYTES = 4 * 2**20  # of one rank, for a volume that is busy
 
 Sink = Callable[[bytes], None]
