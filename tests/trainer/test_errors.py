@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,33 @@ def test_a_full_volume_names_the_file_and_the_fix() -> None:
     message = classify(OSError(errno.ENOSPC, "No space left on device", "/data/x.arrow")).message
     assert "/data/x.arrow" in message
     assert "spec.workspace" in message
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/dev/shm/nccl-a1"),
+        RuntimeError("unable to write to file </torch_17_23_0>: No space left on device (28)"),
+        RuntimeError("Error while creating shared memory segment /dev/shm/nccl-x, No space left on device"),
+    ],
+    ids=["file", "torch", "NCCL"],
+)
+def test_full_shared_memory_is_not_a_full_volume(exc: Exception) -> None:
+    error = classify(exc)
+    assert (error.reason, error.exit_code) == ("SharedMemoryFull", ExitCode.USER_ERROR)
+    assert "spec.workers.sharedMemory" in error.message
+
+
+def test_a_full_disk_of_the_node_is_told_from_a_full_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFTJOB_WORKSPACE", str(tmp_path / "workspace"))
+    inside, outside = str(tmp_path / "workspace" / "x"), str(tmp_path / "cache" / "x")
+    assert classify(OSError(errno.ENOSPC, "full", inside)).exit_code == ExitCode.VOLUME_FULL
+    error = classify(OSError(errno.ENOSPC, "full", outside))
+    assert (error.reason, error.exit_code) == ("EphemeralStorageFull", ExitCode.CRASH)
+    assert outside in error.message
+    assert "ephemeral-storage" in error.message
 
 
 def test_a_file_that_the_pods_user_may_not_read_is_the_users_to_mend():

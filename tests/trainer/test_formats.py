@@ -131,7 +131,7 @@ def test_an_answer_of_weight_zero_is_not_trained_on() -> None:
         ("Messages", {"text": "x"}, "column 'messages' is missing or null"),
         ("Messages", {"messages": []}, "the conversation is empty"),
         ("Messages", {"messages": 3}, "expected a list of messages, found a number"),
-        ("Messages", {"messages": "oops"}, "is text but not JSON"),
+        ("Messages", {"messages": "oops"}, "the conversation: not valid JSON ("),
         ("Messages", {"messages": ["hi"]}, "message 1: expected an object with role and content, found text"),
         ("Messages", {"messages": [{"role": "boss", "content": "x"}]}, "message 1: unknown role 'boss'"),
         (
@@ -144,6 +144,13 @@ def test_an_answer_of_weight_zero_is_not_trained_on() -> None:
             {"messages": [TURNS[0], {"role": "assistant", "content": " "}]},
             "message 2: the assistant's",
         ),
+        (
+            "Messages",
+            {"messages": [{"role": "assistant", "content": "x", "function_call": {"name": "f"}}]},
+            "message 1: function_call is the old form",
+        ),
+        ("Messages", {"messages": TURNS, "functions": [{"name": "f"}]}, "'functions' is the old form"),
+        ("Messages", {"messages": TURNS, "tools": '"rate"'}, "tools: expected a list, found text"),
         ("Alpaca", {"instruction": "x", "output": ""}, "output is empty"),
         ("Alpaca", {"instruction": "x", "output": "y", "history": ["z"]}, "history entry 1: expected a pair"),
         ("PromptCompletion", {"prompt": "x", "completion": 7}, "completion: expected text, found a number"),

@@ -139,6 +139,7 @@ def test_saving_has_a_deadline(pod: Pod) -> None:
 
 def test_a_stop_while_waiting_for_rank_0s_name_is_an_interruption(pod: Pod) -> None:
     (pod.config / "hostfile").write_text("nowhere.invalid slots=1\n")
+    del pod.environment["SFTJOB_POD_IP"]
     with pod.started(FINISH):
         pod.says("waiting for the name of rank 0's pod, nowhere.invalid")
         pod.signal(signal.SIGTERM)
@@ -274,6 +275,20 @@ def test_two_nodes_share_one_machine_and_one_port_number(tmp_path: Path) -> None
             (pod.run / "go").touch()
         assert [pod.outcome().exit_code for pod in pods] == [0, 0]
     assert seen == [f"{rank} {rank % 2} 4 {rank // 2} 127.0.0.2 29500" for rank in range(4)]
+
+
+def test_rank_0_meets_the_others_at_its_pods_own_address_whatever_its_name_says(pod: Pod) -> None:
+    (pod.config / "hostfile").write_text("nowhere.invalid slots=1\n")
+    outcome = pod.ends("print('gang', os.environ['MASTER_ADDR'])\nfinish()")
+    assert outcome.exit_code == 0
+    assert "[rank 0] gang 127.0.0.2" in pod.output
+
+
+def test_ranks_of_other_nodes_get_the_name_that_dns_knows(tmp_path: Path) -> None:
+    pod = Pod(tmp_path, index=1, nodes=2)
+    (pod.config / "hostfile").write_text("localhost slots=1\nother slots=1\n")
+    assert pod.ends("print('gang', os.environ['MASTER_ADDR'])\nfinish()").exit_code == 0
+    assert "[rank 1] gang localhost" in pod.output
 
 
 def test_a_port_that_is_taken_is_a_warning(pod: Pod) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launching import Pod
+from sft_trainer.errors import UserError
 from sft_trainer.launcher.environment import Gang, rank_environment
 from sft_trainer.launcher.hostfile import Host
 from sft_trainer.run_folder import RunFolder
@@ -79,3 +80,26 @@ def test_the_inherited_environment_is_left_as_it_was() -> None:
     before = dict(os.environ)
     environment(dict(os.environ))
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("inherited", "accelerator", "visible"),
+    [
+        ({}, "gpu", "0,1"),
+        ({"CUDA_VISIBLE_DEVICES": "4,5,6"}, "gpu", "4,5"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-b7, MIG-1/2/0"}, "gpu", "GPU-b7,MIG-1/2/0"),
+        ({}, "cpu", "0,1"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "cpu", ""),
+    ],
+    ids=["none", "more-than-ranks", "by-name", "cpu", "cpu-hidden"],
+)
+def test_ranks_use_the_gpus_that_the_pod_was_given(
+    inherited: dict[str, str], accelerator: str, visible: str
+) -> None:
+    assert environment(inherited, accelerator=accelerator)["CUDA_VISIBLE_DEVICES"] == visible
+
+
+@pytest.mark.parametrize("given", ["", "3"])
+def test_fewer_gpus_than_ranks_are_refused(given: str) -> None:
+    with pytest.raises(UserError, match="the pod runs 2 ranks with a GPU each"):
+        environment({"CUDA_VISIBLE_DEVICES": given}, accelerator="gpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import chat_templates as T
+from sft_trainer.data.ending import ending
 from sft_trainer.data.formats import Conversation, Message, RowError
 from sft_trainer.data.masking import Supervision, supervise
 from sft_trainer.data.tokenizer import CHATML
@@ -56,6 +57,32 @@ def test_chatml_supervises_answers_with_their_end_and_without_the_line_break() -
 )
 def test_answers_are_found_in_templates_that_differ(source: str, expected: list[str]) -> None:
     assert answers(supervise(TALK, T.compiled(source), "Assistant")) == expected
+
+
+@pytest.mark.parametrize("name", T.FAMILIES)
+@pytest.mark.parametrize("turns", [2, 3, 4, 5], ids=["one-answer", "with-system", "two-answers", "both"])
+def test_every_answer_ends_with_the_end_of_turn_of_its_family(name: str, turns: int) -> None:
+    template, end = T.family(name)
+    talk = Conversation(TALK.messages[turns % 2 == 0 : 1 + turns - turns % 2])
+    expected = [f"{message.content}{end}" for message in talk.messages if message.role == "assistant"]
+    assert [words.lstrip(" ") for words in answers(supervise(talk, template, "Assistant"))] == expected
+
+
+def test_what_closes_a_conversation_is_not_taken_for_the_end_of_a_turn() -> None:
+    template, _ = T.family("Phi")
+    assert shown(supervise(TALK, template, "Assistant")) == (
+        "<|system|>\nBe kind.<|end|>\n<|user|>\nhi<|end|>\n<|assistant|>\n«hello<|end|>»\n"
+        "<|user|>\n你是谁？<|end|>\n<|assistant|>\n«小助手。\n\n你好。<|end|>»\n<|endoftext|>"
+    )
+
+
+def test_the_end_of_a_conversation_is_learned_where_turns_have_none() -> None:
+    once = ending(T.compiled(T.END_ONLY_ONCE))
+    assert once is not None
+    assert (once.every, once.last.strip(), once.stops) == ("", "<|im_end|>", False)
+    endless = ending(T.compiled(T.ENDLESS))
+    assert endless == ("", "", False)
+    assert answers(supervise(TALK, T.compiled(T.ENDLESS), "Assistant")) == ["hello", "小助手。\n\n你好。"]
 
 
 def test_thoughts_are_supervised_where_the_template_keeps_them() -> None:
@@ -136,7 +163,48 @@ def test_what_the_template_says_about_a_conversation_is_passed_on() -> None:
         supervise(TALK, T.compiled(T.ALTERNATING), "Assistant")
 
 
-def test_tool_calls_that_the_template_would_drop_are_refused() -> None:
-    call = Message("assistant", "", extra={"tool_calls": [{"function": {"name": "rate"}}]})
-    with pytest.raises(RowError, match="calls tools, which the chat template leaves out"):
-        supervise(Conversation((Message("user", "rate?"), call)), T.compiled(CHATML), "Assistant")
+CALL = Message("assistant", "", extra={"tool_calls": [{"function": {"name": "rate", "arguments": {"a": 1}}}]})
+TOOL_TALK = Conversation(
+    (Message("user", "rate?"), CALL, Message("tool", '{"rate": 7}'), Message("assistant", "7.")),
+    tools=({"name": "rate"},),
+)
+
+
+def test_tools_calls_and_results_are_rendered_and_the_calls_are_supervised() -> None:
+    assert shown(supervise(TOOL_TALK, T.compiled(T.TOOLS), "Assistant")) == (
+        '<|im_start|>tools\n[{"name": "rate"}]<|im_end|>\n<|im_start|>user\nrate?<|im_end|>\n'
+        '<|im_start|>assistant\n«<call>{"name": "rate", "arguments": {"a": 1}}</call><|im_end|>»\n'
+        '<|im_start|>tool\n"{\\"rate\\": 7}"<|im_end|>\n<|im_start|>assistant\n«7.<|im_end|>»\n'
+    )
+
+
+@pytest.mark.parametrize("loss_on", ["Assistant", "LastAssistant", "AllTokens"])
+@pytest.mark.parametrize("source", [CHATML, T.NO_OTHER_ROLES], ids=["ChatML", "names-them-for-nothing"])
+@pytest.mark.parametrize(
+    ("talk", "words"),
+    [
+        (Conversation(TOOL_TALK.messages[::3], TOOL_TALK.tools), "no place for `tools`"),
+        (Conversation(TOOL_TALK.messages), "message 2: the assistant calls tools, which"),
+    ],
+    ids=["tools", "calls"],
+)
+def test_tools_that_the_template_would_drop_are_refused(
+    talk: Conversation, words: str, source: str, loss_on: str
+) -> None:
+    with pytest.raises(RowError, match=words):
+        supervise(talk, T.compiled(source), loss_on)
+
+
+@pytest.mark.parametrize("role", ["system", "tool"])
+def test_a_turn_that_the_template_passes_over_is_refused(role: str) -> None:
+    talk = Conversation((Message("user", "hi"), Message(role, "words"), Message("assistant", "hello")))
+    with pytest.raises(
+        RowError, match=f"message 2: the chat template leaves out the words of the role '{role}'"
+    ):
+        supervise(talk, T.compiled(T.NO_OTHER_ROLES), "Assistant")
+
+
+def test_half_a_character_in_the_tools_is_refused() -> None:
+    talk = Conversation(TALK.messages, tools=({"name": "\ud83d"},))
+    with pytest.raises(RowError, match="half of a character"):
+        supervise(talk, T.compiled(T.TOOLS), "Assistant")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,10 +31,25 @@ metrics.checkpoint(step=6, seconds=1.5, size_bytes=1000)
 """
 
 
-def run_rank(directory: Path, rank: int) -> None:
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_rank(directory: Path, rank: int, *wrapper: str) -> str:
+    """What the rank says on stderr; its end is checked."""
     environment = {**os.environ, "PYTHONPATH": "trainer", "PROMETHEUS_MULTIPROC_DIR": str(directory)}
-    root = Path(__file__).resolve().parents[2]
-    subprocess.run([sys.executable, "-c", RANK, str(rank)], env=environment, cwd=root, check=True)
+    command = [*wrapper, sys.executable, "-c", RANK, str(rank)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def can_mount() -> bool:
+    """Whether a file system of our own can be mounted, in a namespace of our own."""
+    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
+    try:
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def samples(directory: Path, up: dict[int, bool] | None = None) -> dict[tuple[str, str], float]:
@@ -94,6 +110,32 @@ def test_metrics_never_raise_and_warn_once(caplog: pytest.LogCaptureFixture) -> 
             rank.evaluation(loss="not a number", seconds=1.0)  # type: ignore[arg-type]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "training goes on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "folder", ["/proc/self", "/proc/nowhere", __file__], ids=["read-only", "missing", "a-file"]
+)
+def test_a_folder_that_takes_no_metrics_ends_no_rank(folder: str) -> None:
+    assert run_rank(Path(folder), 0).count("training goes on") == 1
+
+
+@pytest.mark.skipif(not can_mount(), reason="no user namespaces here: a full file system cannot be made")
+def test_a_full_folder_ends_no_rank_although_its_files_are_mapped(tmp_path: Path) -> None:
+    script = 'mount -t tmpfs -o size=16k none "$0" && head -c 16384 /dev/zero > "$0/full" && exec "$@"'
+    said = run_rank(tmp_path, 0, "unshare", "-rm", "sh", "-c", script, str(tmp_path))
+    assert said.count("training goes on") == 1
+    assert "No space left on device" in said
+
+
+def test_the_documentation_lists_every_metric_and_no_other() -> None:
+    listed = re.findall(
+        r"^\| `(sft_trainer_\w+)` \|", (ROOT / "docs" / "trainer.md").read_text(), re.MULTILINE
+    )
+    ours = [
+        family.name + "_total" * (family.type == "counter")
+        for family in (*metrics.REGISTRY.collect(), *scrape.RanksUp({}, dict).collect())
+    ]
+    assert sorted(listed) == sorted(ours)
 
 
 def test_several_metrics_objects_may_live_in_one_process() -> None:

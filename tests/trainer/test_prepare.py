@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import chat_templates as T
 from preparing import CHAT, Room, chat
 from sft_trainer import prepare
 from sft_trainer.config import DataFacts, Outcome
@@ -112,6 +113,23 @@ def test_the_loss_may_be_on_the_last_answer_or_on_everything(room: Room) -> None
     assert room.texts(room.cache(last).train)[0][1] == "d<|im_end|>"
     everything = room.run(lossOn="AllTokens")
     assert facts(everything).supervised_tokens == facts(everything).tokens - 1  # nothing predicts the first
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [(T.ENDLESS, "behind no answer"), (T.END_ONLY_ONCE, "behind the last answer only"), (T.PHI, "")],
+    ids=["no-end", "end-of-conversation", "end-of-turn"],
+)
+def test_a_template_that_does_not_teach_to_stop_is_told_at_every_run(
+    room: Room, caplog: pytest.LogCaptureFixture, source: str, words: str
+) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    (room.workspace / "mine.jinja").write_text(source.replace("<|end|>", "<|im_end|>"))
+    for _ in range(2):
+        caplog.clear()
+        room.run({"path": "models/tiny", "chatTemplate": {"path": "mine.jinja"}})
+        assert ("a model learns to stop" in caplog.text) == bool(words)
+        assert words in caplog.text
 
 
 def test_held_out_rows_keep_their_side_when_data_grows(room: Room) -> None:
@@ -261,6 +279,34 @@ def test_wrong_rows_end_with_a_sentence(
     assert not list(room.workspace.glob(".sftjob/cache/data/*"))
 
 
+HOSTILE = {
+    "half-a-character": (chat("hi \ud83d", "a"), "a lone surrogate"),
+    "endless-number": ('{"messages": 1' + "0" * 5000 + "}", "more digits than can be read"),
+    "endless-nesting": ('{"messages": ' + "[" * 100_000, "nested too deeply"),
+    "nested-tools": ({**CHAT, "tools": "[" * 100_000}, "tools: lists or objects are nested"),
+    "history-of-a-number": ({"instruction": "a", "output": "b", "history": 3}, "history: expected a list"),
+}
+
+
+@pytest.mark.parametrize(("row", "words"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_row_is_named_and_can_be_skipped(room: Room, row: Any, words: str) -> None:
+    good = {"instruction": "a", "output": "b"} if "history" in row else CHAT
+    room.write("datasets/chats.jsonl", good, row)
+    refused(room.run(), "InvalidRow", "train[0] datasets/chats.jsonl line 2: ", words)
+    assert facts(room.run(onInvalidRow="Skip")).skipped_rows == 1
+
+
+def test_a_hostile_json_array_names_its_file(room: Room) -> None:
+    for text in ("[" * 100_000, f"[1{'0' * 5000}]"):
+        (room.workspace / "datasets" / "a.json").write_text(text)
+        refused(
+            room.run(train=[{"name": "0", "path": "datasets/a.json"}]),
+            "InvalidRow",
+            "train[0] datasets/a.json: ",
+            "one row per line (.jsonl)",
+        )
+
+
 def test_wrong_columns_are_refused_by_name(room: Room) -> None:
     room.write("datasets/chats.jsonl", CHAT)
     source = {"name": "0", "path": "datasets/chats.jsonl", "columns": {"message": "messages"}}
@@ -289,6 +335,31 @@ def test_a_broken_parquet_file_is_named(room: Room) -> None:
         "InvalidRow",
         "not a readable Parquet file",
     )
+
+
+def test_a_parquet_file_with_damaged_pages_is_named_with_the_last_good_row(room: Room) -> None:
+    path = room.workspace / "datasets" / "a.parquet"
+    rows = [chat(f"{number} and {number % 7}?", "yes") for number in range(3000)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=1500, compression="snappy")
+    content = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(1).column(0).dictionary_page_offset
+    content[start + 40 : start + 2000] = b"\xff" * 1960
+    path.write_bytes(content)
+    refused(
+        room.run(train=[{"name": "0", "path": "datasets/a.parquet"}]),
+        "InvalidRow",
+        "train[0] datasets/a.parquet after row 1",
+        "not a readable Parquet file",
+    )
+
+
+def test_a_parquet_value_that_is_no_text_is_named_by_row(room: Room) -> None:
+    path = room.workspace / "datasets" / "a.parquet"
+    texts = pa.array([b"a", b"\xff", b"c"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"prompt": texts, "completion": ["x", "y", "z"]}), path)
+    source = [{"name": "0", "path": "datasets/a.parquet"}]
+    refused(room.run(train=source), "InvalidRow", "train[0] datasets/a.parquet row 2: a value cannot be read")
+    assert facts(room.run(train=source, onInvalidRow="Skip")).rows == 2
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,11 @@ def test_helpers_of_transformers_are_there() -> None:
         "{{ messages[9].content + 'x' }}",
         "{{ messages.append(1) }}",
         "{{ ''.__class__.__mro__ }}",
+        "{{ 1 / 0 }}",
+        "{{ 10.0 ** 400 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ],
-    ids=["refusal", "missing", "mutation", "escape"],
+    ids=["refusal", "missing", "mutation", "escape", "division", "overflow", "recursion"],
 )
 def test_a_template_that_fails_or_oversteps_is_an_error(source: str) -> None:
     with pytest.raises(TemplateError):

@@ -67,6 +67,45 @@ def test_the_more_specific_class_wins_whichever_came_first(winner: FailureClass,
         assert judge(order, interrupted=False, oom_kills=0).failure_class is winner
 
 
+TIMEOUT = (
+    "[rank1]:[E1125 04:00:00.1 ProcessGroupNCCL.cpp:616] [Rank 1] Watchdog caught collective operation timeout: "
+    "WorkNCCL(SeqNum=808, OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600020 milliseconds before timing out."
+)
+ABORT = (
+    "terminate called after throwing an instance of 'c10::DistBackendError'",
+    "Fatal Python error: Aborted",
+)
+REMOTE = "NCCL error: remote process exited or there was a network error, NCCL version 2.27.3"
+
+
+@pytest.mark.parametrize("words", [TIMEOUT, REMOTE], ids=["timeout", "remote"])
+def test_a_rank_that_nccls_watchdog_aborts_has_lost_a_peer(words: str) -> None:
+    verdict = judge([end(-6, rank=1, stderr=(words, *ABORT))], interrupted=False, oom_kills=0)
+    assert (verdict.failure_class, verdict.exit_code) == (FailureClass.PEER_LOST, 73)
+    assert verdict.message.startswith("rank 1 gave up waiting for the others: ")
+
+
+def test_the_cause_outranks_the_ranks_that_the_watchdog_aborted() -> None:
+    ends = [end(-6, rank=1, stderr=(TIMEOUT, *ABORT)), end(-11, rank=2)]
+    assert judge(ends, interrupted=False, oom_kills=0).rank == 2
+
+
+@pytest.mark.parametrize(
+    "stderr",
+    [
+        ABORT,
+        (
+            "[Rank 0] Process group watchdog thread terminated with exception: CUDA error: illegal access",
+            TIMEOUT,
+        ),
+    ],
+    ids=["any-abort", "own-gpu"],
+)
+def test_an_abort_for_another_reason_stays_a_crash(stderr: tuple[str, ...]) -> None:
+    verdict = judge([end(-6, stderr=stderr)], interrupted=False, oom_kills=0)
+    assert verdict.failure_class is FailureClass.CRASH
+
+
 def test_a_rank_stopped_because_a_peer_was_lost_was_not_interrupted() -> None:
     for saved in (end(74, failed(FailureClass.INTERRUPTED), rank=1, told=True), end(74, rank=1, told=True)):
         verdict = judge([end(73), saved], interrupted=False, oom_kills=0)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
-from sft_trainer.config import EXIT_CLASSES, ExitCode, FailureClass
+from sft_trainer.config import ENV_WORKSPACE, EXIT_CLASSES, ExitCode, FailureClass
 
 # What a full disk looks like when a library has turned the OSError into an exception of its own.
 _FULL_WORDS = ("no space left on device", "disk quota exceeded")
+# Names under which torch, NCCL and others make shared memory; torch leaves out /dev/shm.
+_SHARED_MEMORY_WORDS = ("/dev/shm", "/torch_")
 _FULL_ERRNO = (errno.ENOSPC, errno.EDQUOT)
 _GPU_MEMORY_TYPES = ("OutOfMemoryError", "AcceleratorOutOfMemoryError")
 
@@ -96,8 +99,8 @@ def classify(exc: BaseException) -> TrainerError:
         if isinstance(link, TrainerError):
             return link
     for link in chain:
-        if _is_volume_full(link):
-            return VolumeFull(_volume_full_message(link))
+        if _is_full(link):
+            return _full(link)
         if isinstance(link, PermissionError):
             return UserError("PermissionDenied", _permission_message(link))
         if type(link).__name__ in _GPU_MEMORY_TYPES:
@@ -119,16 +122,33 @@ def _chain(exc: BaseException) -> list[BaseException]:
     return chain
 
 
-def _is_volume_full(exc: BaseException) -> bool:
+def _is_full(exc: BaseException) -> bool:
     if isinstance(exc, OSError) and exc.errno in _FULL_ERRNO:
         return True
     return any(words in str(exc).lower() for words in _FULL_WORDS)
 
 
-def _volume_full_message(exc: BaseException) -> str:
+def _full(exc: BaseException) -> TrainerError:
+    """Which place is full: the workspace, unless the file's name says that it lies elsewhere in the pod."""
     name = getattr(exc, "filename", None)
+    if any(words in str(exc) for words in _SHARED_MEMORY_WORDS):
+        return UserError(
+            "SharedMemoryFull",
+            f"no space left in the pod's shared memory (/dev/shm): {_first_line(exc)}; "
+            "raise spec.workers.sharedMemory",
+        )
+    workspace = os.environ.get(ENV_WORKSPACE)
+    if workspace and isinstance(name, str) and os.path.isabs(name):
+        if not Path(name).resolve().is_relative_to(Path(workspace).resolve()):
+            return Crash(
+                f"no space left in the pod's own storage while writing {name}; raise ephemeral-storage in "
+                "the pod's resources, or free space on the node",
+                "EphemeralStorageFull",
+            )
     where = f" while writing {name}" if name else ""
-    return f"no space left on the workspace volume{where}; free space or enlarge the claim in spec.workspace"
+    return VolumeFull(
+        f"no space left on the workspace volume{where}; free space or enlarge the claim in spec.workspace"
+    )
 
 
 def _permission_message(exc: PermissionError) -> str:

@@ -68,7 +68,7 @@ class Launch:
             self._signals, self._settings, clock=time.monotonic, beat=self._heartbeat.beat
         )
         self._serve(run, train, node, supervisor)
-        address = self._find_master(hosts[0].name)
+        address = (node == 0 and self._own_address()) or self._find_master(hosts[0].name)
         gang = Gang(hosts, node, address, config.MASTER_PORT)
         logger.info("node %d of %d; rank 0 at %s port %d", node, len(hosts), address, gang.master_port)
         return self._supervise(supervisor, self._plans(gang, train, run, workspace), run)
@@ -80,7 +80,11 @@ class Launch:
             "node": self._environment.get(config.ENV_NODE_NAME) or str(node),
         }
         pages = server.Pages(run, scrape.registry(run.metrics, labels, supervisor.up), self._heartbeat)
-        server.serve(self._environment.get(config.ENV_POD_IP) or "0.0.0.0", self._port, pages)
+        server.serve(self._own_address() or "0.0.0.0", self._port, pages)
+
+    def _own_address(self) -> str | None:
+        """Of this pod; asking DNS for it could answer with that of the pod before."""
+        return self._environment.get(config.ENV_POD_IP) or None
 
     def _find_master(self, name: str) -> str:
         hosts_file = self._environment.get(config.ENV_HOSTS)

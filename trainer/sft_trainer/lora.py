@@ -5,20 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import peft
+import torch
+from transformers.pytorch_utils import Conv1D
 
 from sft_trainer.config import LoRA
 from sft_trainer.errors import UserError
 
 ALL_LINEAR = "AllLinear"
+_ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, Conv1D)  # Conv1D is what GPT-2 calls its linear layers
 
 
 def add(model: Any, adapters: LoRA) -> Any:
     """`model` with frozen weights and fresh adapters on the linear layers that `adapters` names.
 
     Raises:
-        UserError: no layer of the model has one of the names in targetModules.
+        UserError: a name in targetModules is of no layer, or of one whose weights are not its own.
     """
     everything = adapters.target_modules == [ALL_LINEAR]
+    if not everything:
+        _check(adapters.target_modules, model)
     settings = peft.LoraConfig(
         r=adapters.rank,
         lora_alpha=adapters.alpha,
@@ -27,12 +32,29 @@ def add(model: Any, adapters: LoRA) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    try:
-        return peft.get_peft_model(model, settings)
-    except ValueError as error:
-        names = ", ".join(adapters.target_modules)
+    return peft.get_peft_model(model, settings)
+
+
+def _check(targets: list[str], model: Any) -> None:
+    """Every name must be of a layer: peft is content when one of them is, and a typo trains less in silence."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _ADAPTABLE)}
+    tied = [model.get_input_embeddings(), model.get_output_embeddings()]
+    shares = tied[1] is not None and tied[0].weight is tied[1].weight
+    unknown = []
+    for target in targets:
+        found = [module for name, module in layers.items() if f".{name}".endswith(f".{target}")]
+        if shares and any(module is one for module in found for one in tied):
+            raise UserError(
+                "TiedTargetModules",
+                f"training.lora.targetModules: {target} shares its weights with the embedding of this model, so "
+                "an adapter of one cannot be merged without changing the other; leave it out",
+            )
+        if not found:
+            unknown.append(target)
+    if unknown:
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
         raise UserError(
             "UnknownTargetModules",
-            f"training.lora.targetModules: no layer of this model is called {names}; use AllLinear or the "
-            "names of its linear layers",
-        ) from error
+            f"training.lora.targetModules: no layer of this model is called {', '.join(unknown)}; "
+            f"it has {known}; name some of these, or [{ALL_LINEAR}] alone",
+        )

@@ -8,6 +8,7 @@ takes as a reset.
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import math
@@ -25,6 +26,7 @@ from sft_trainer import config
 logger = logging.getLogger(__name__)
 
 REGISTRY = CollectorRegistry()
+_ROOM_BYTES = 2**20  # what the files of some ranks may still grow by
 LABELS = ("sftjob", "attempt", "rank", "node")
 
 
@@ -73,6 +75,7 @@ def _harmless(method: Callable[Concatenate[Metrics, P], None]) -> Callable[Conca
     @functools.wraps(method)
     def call(self: Metrics, /, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
+            _check_room()
             method(self, *args, **kwargs)
         except Exception as error:
             if not self._warned:
@@ -164,6 +167,20 @@ class Metrics:
         if torch is not None and torch.cuda.is_available():
             MEMORY.labels(*self._labels, "gpu").set(torch.cuda.memory_reserved())
             PEAK_MEMORY.labels(*self._labels, "gpu").set(torch.cuda.max_memory_reserved())
+
+
+def _check_room() -> None:
+    """OSError where the folder of the metric files is full.
+
+    They are memory-mapped: writing to a page for which there is no room is no exception but SIGBUS, which
+    kills the rank.
+    """
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is None:
+        return
+    room = os.statvfs(folder)
+    if room.f_bavail * room.f_frsize < _ROOM_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
 
 
 def _resident_bytes() -> float:

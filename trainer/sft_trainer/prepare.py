@@ -33,7 +33,9 @@ from sft_trainer.config import (
     PrepareResult,
 )
 from sft_trainer.data import build, tokenizer
+from sft_trainer.data.ending import ending
 from sft_trainer.data.ingest import Recipe
+from sft_trainer.data.template import ChatTemplate
 from sft_trainer.errors import Crash, Interrupted, TrainerError, UserError, classify
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ def prepare(config: PrepareConfig, workspace: Path) -> PrepareResult:
     directory = workspace / model.directory
     words = tokenizer.Tokenizer(directory)
     template = tokenizer.chat_template(directory, words, config.model.chat_template, workspace)
+    _warn_of_answers_without_end(template)
     data = build.build(Recipe(config.data, words, template, model.vocabulary_size), workspace)
     logger.info(
         "prepared in %.1f s: %s rows, %s tokens (%s supervised), %d truncated, %d dropped, %d skipped; "
@@ -119,6 +122,21 @@ def _check_length(config: PrepareConfig, model: ModelFacts) -> None:
             f"data.maxLength is {config.data.max_length}, the model has {model.max_positions} positions; "
             f"set data.maxLength to {model.max_positions} or less",
         )
+
+
+def _warn_of_answers_without_end(template: ChatTemplate) -> None:
+    """The data cannot mend that; whoever wonders why the model talks on finds it in the log."""
+    known = ending(template)
+    if known is None or known.stops:
+        return
+    where = (
+        "behind the last answer only" if any(t in known.last for t in template.tokens) else "behind no answer"
+    )
+    logger.warning(
+        "the chat template writes a special token %s, and it is where that stands that a model learns to stop; "
+        "set model.chatTemplate to a template which ends every answer with one (preset: ChatML does)",
+        where,
+    )
 
 
 def _config_folder() -> Path:

@@ -147,6 +147,15 @@ class Data(ApiModel):
 class LoRA(ApiModel):
     """Low-rank adapters instead of all weights."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.targetModules) || size(self.targetModules) == 1 || "
+                "!('AllLinear' in self.targetModules)",
+                "spec.training.lora.targetModules is either [AllLinear] or names of layers, not both",
+            )
+        )
+    )
     rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="Rank of the update. Default 16.")
     alpha: Annotated[int, Field(ge=1, le=4096)] = Field(
         32, description="The update is scaled by alpha / rank. Default 32."

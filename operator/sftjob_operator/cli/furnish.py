@@ -47,7 +47,7 @@ def check_gpus(job: SFTJob, file: Path, there: int | None = None) -> None:
     there = len(node.gpu_memory_mib()) if there is None else there
     needed = workers.nodes * workers.gpus_per_node
     if needed <= there:
-        if needed and workers.nodes > 1:  # every pod here sees all GPUs, and would take the first
+        if needed and workers.nodes > 1:  # the same ranks on the same GPUs, with one launcher less
             raise CliError(
                 f"{file}: on one machine all GPUs belong to one node: "
                 f"set spec.workers.nodes: 1 and spec.workers.gpusPerNode: {needed}"

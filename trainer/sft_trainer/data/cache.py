@@ -28,7 +28,7 @@ from sft_trainer.data.tokenise import Tokens
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1  # part of the hash: raise it whenever the same input would give other tokens
+FORMAT_VERSION = 2  # part of the hash: raise it whenever the same input would give other tokens
 SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("spans", pa.list_(pa.int32()))])
 SPLITS = ("train", "eval")
 _FACTS = "facts.json"

@@ -50,6 +50,18 @@ class RowError(ValueError):
         self.reason = reason
 
 
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; RowError for all that Python's reader may say of a hostile one."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as exc:
+        raise RowError(f"not valid JSON ({exc.msg} at column {exc.colno})") from exc
+    except RecursionError as exc:
+        raise RowError("lists or objects are nested too deeply to be read") from exc
+    except ValueError as exc:
+        raise RowError("a number has more digits than can be read; write it as text") from exc
+
+
 class FormatError(ValueError):
     """The columns are those of no known format."""
 
@@ -126,6 +138,8 @@ def conversation(row: Row, format_name: str, columns: Mapping[str, str]) -> Conv
     for ours in COLUMNS[format_name][: _REQUIRED[format_name]]:
         if values[ours] is None:
             raise RowError(f"column {columns.get(ours, ours)!r} is missing or null (format {format_name})")
+    if row.get("functions"):
+        raise RowError("the column 'functions' is the old form of 'tools'; write tools")
     messages = _READERS[format_name](values)
     if not messages:
         raise RowError("the conversation is empty")
@@ -150,6 +164,8 @@ def _turn(turn: Any, number: int) -> Message:
     if role is None:
         known = ", ".join(sorted(set(ROLES.values())))
         raise RowError(f"message {number}: unknown role {theirs!r} (known: {known})")
+    if turn.get("function_call"):
+        raise RowError(f"message {number}: function_call is the old form of a tool call; write tool_calls")
     extra = {key: turn[key] for key in _TOOL_KEYS if turn.get(key)}
     content = turn.get("content", turn.get("value"))
     text = "" if content is None and "tool_calls" in extra else _text(content, f"message {number}")
@@ -160,7 +176,10 @@ def _turn(turn: Any, number: int) -> Message:
 
 def _alpaca(values: Row) -> list[Message]:
     messages: list[Message] = []
-    for number, pair in enumerate(values.get("history") or (), start=1):
+    history = values.get("history") or ()
+    if not isinstance(history, Sequence):
+        raise RowError(f"history: expected a list of pairs, found {_kind(history)}")
+    for number, pair in enumerate(history, start=1):
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             raise RowError(f"history entry {number}: expected a pair of instruction and answer")
         messages += _exchange(pair[0], pair[1], f"history entry {number}")
@@ -243,16 +262,16 @@ def _tools(value: Any) -> tuple[Any, ...] | None:
     if not value:
         return None
     tools = _parsed(value, "tools") if isinstance(value, str) else value
-    if not isinstance(tools, Sequence):
+    if not isinstance(tools, Sequence) or isinstance(tools, str):
         raise RowError(f"tools: expected a list, found {_kind(tools)}")
     return tuple(tools) or None
 
 
 def _parsed(text: str, name: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as exc:
-        raise RowError(f"{name} is text but not JSON ({exc.msg} at column {exc.colno})") from exc
+        return parse_json(text)
+    except RowError as exc:
+        raise RowError(f"{name}: {exc}") from exc
 
 
 def _kind(value: Any) -> str:

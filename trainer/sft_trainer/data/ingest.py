@@ -73,7 +73,6 @@ class Ingest:
         self._lengths: list[int] = []
         self._likeliest_eval = (_HASH_RANGE, -1)  # smallest hash among the training rows, its index
         self._logged = time.monotonic()
-        self._tools_mentioned = False
 
     def run(self, opened: Sequence[Opened]) -> tuple[Counts, list[int]]:
         """What happened, and the length of every training row. UserError if nothing is left to train on."""
@@ -108,7 +107,6 @@ class Ingest:
                 if not format_name:
                     format_name = _detected(one, row)
                 conversation = self._conversation(one, row, format_name)
-                self._mention_tools(row, conversation)
                 supervision = supervise(conversation, self._recipe.template, self._recipe.data.loss_on)
             except RowError as exc:
                 self._invalid(row, exc)
@@ -122,11 +120,6 @@ class Ingest:
         except FormatError as exc:
             raise UserError("UnknownFormat", f"{one.field}: {exc}") from exc
         return formats.conversation(row.value, format_name, one.source.columns)
-
-    def _mention_tools(self, row: SourceRow, conversation: Conversation) -> None:
-        if conversation.tools and not self._recipe.template.uses("tools") and not self._tools_mentioned:
-            self._tools_mentioned = True
-            logger.warning("%s: the chat template has no place for `tools`; they are left out", row.place)
 
     def _invalid(self, row: SourceRow, error: RowError) -> None:
         if self._recipe.data.on_invalid_row == "Fail":

@@ -1,7 +1,7 @@
 """Finds the assistant's words in a rendered conversation, for templates which do not say where they are.
 
 The supervised span of a turn is everything the model has to generate after the generation prompt: the
-answer and the end-of-turn token, not the line break behind it. Three ways, each verified on every row; a
+answer and the end-of-turn token (see ending.py), not the line break behind it. Three ways, each verified on every row; a
 row for which none holds is refused, because a wrong mask trains on the wrong words without an error:
 
 1. the template's own `{% generation %}` blocks, if there is one for every answer and it contains the
@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from sft_trainer.data import completeness
+from sft_trainer.data.ending import ending
 from sft_trainer.data.formats import Conversation, Message, RowError
 from sft_trainer.data.template import ChatTemplate, Span, TemplateError
 
@@ -56,12 +58,10 @@ def locate(
     text: str, messages: Sequence[Message], conversation: Conversation, template: ChatTemplate
 ) -> list[Span]:
     """One span for each assistant message of `messages` in `text`, their rendering."""
-    if any("tool_calls" in (message.extra or {}) for message in messages) and not template.uses("tool_calls"):
-        raise RowError("the assistant calls tools, which the chat template leaves out")
     for way in (_by_tags, _by_prefixes, _by_markers):
         spans = way(text, messages, conversation, template)
         if spans is not None and _plausible(text, spans, messages):
-            return spans
+            return _without_the_conversations_end(text, spans, template)
     raise RowError(
         "the assistant's words could not be located in the rendered conversation; "
         "the chat template rewrites them (try model.chatTemplate.preset: ChatML)"
@@ -80,7 +80,7 @@ def _by_tags(
     for span, answer in zip(rendering.generated, answers, strict=True):
         if answer.content.strip() not in text[span.start : span.end]:
             return None
-    return _with_end_of_turn(text, rendering.generated)
+    return _with_end_of_turn(text, rendering.generated, template)
 
 
 def _by_prefixes(
@@ -124,7 +124,8 @@ def _by_markers(
     if spans is None or any(text[s.start : s.end] not in a for s, a in zip(spans, answers, strict=True)):
         return None
     kept = [len(t) * text[: s.start].endswith(t) for s, t in zip(spans, thoughts, strict=True)]
-    return _with_end_of_turn(text, [Span(s.start - k, s.end) for s, k in zip(spans, kept, strict=True)])
+    whole = [Span(s.start - k, s.end) for s, k in zip(spans, kept, strict=True)]
+    return _with_end_of_turn(text, whole, template)
 
 
 def _thoughts(answer: str) -> str:
@@ -159,13 +160,22 @@ def _between(pieces: Sequence[str], text: str) -> list[Span] | None:
     return [*spans, Span(start, len(text) - len(pieces[-1]))]
 
 
-def _with_end_of_turn(text: str, spans: Sequence[Span]) -> list[Span]:
-    """Spans that end with the answer, lengthened by the end-of-turn text: what follows the last answer."""
-    end_of_turn = text[spans[-1].end :].rstrip()
-    return [
-        _trimmed(text, Span(s.start, s.end + len(end_of_turn) * text.startswith(end_of_turn, s.end)))
-        for s in spans
-    ]
+def _with_end_of_turn(text: str, spans: Sequence[Span], template: ChatTemplate) -> list[Span]:
+    """Spans that end with the answer, lengthened by the end-of-turn; the last one up to the end of the text."""
+    known = ending(template)
+    every = known.every if known is not None else text[spans[-1].end :].rstrip()
+    longer = [Span(s.start, s.end + len(every) * text.startswith(every, s.end)) for s in spans[:-1]]
+    return [_trimmed(text, span) for span in (*longer, Span(spans[-1].start, len(text)))]
+
+
+def _without_the_conversations_end(text: str, spans: list[Span], template: ChatTemplate) -> list[Span]:
+    """The last span cut like the others: what only closes a conversation comes after the model has stopped."""
+    known = ending(template)
+    if known is None or not known.stops:  # then the conversation's end is all that teaches to stop
+        return spans
+    start, end = spans[-1]
+    beyond = len(known.last) - len(known.every)
+    return [*spans[:-1], Span(start, end - beyond * text.endswith(known.last, start, end))]
 
 
 def _trimmed(text: str, span: Span) -> Span:
@@ -192,9 +202,15 @@ def _shares(words: str, answer: str) -> bool:
 
 def _render(template: ChatTemplate, messages: Sequence[Message], conversation: Conversation) -> str:
     try:
-        return _text(template, messages, conversation)
+        text = _text(template, messages, conversation)
+        text.encode()
     except TemplateError as exc:
         raise RowError(f"the chat template refuses the conversation: {exc}") from exc
+    except UnicodeEncodeError as exc:
+        around = ascii(text[max(0, exc.start - 20) : exc.end])
+        raise RowError(f"half of a character (a lone surrogate) stands at the end of {around}") from exc
+    completeness.check(text, messages, conversation, template)
+    return text
 
 
 def _text(

@@ -16,7 +16,7 @@ from typing import Any
 
 from sft_trainer import layout
 from sft_trainer.config import DataSource
-from sft_trainer.data.formats import RowError
+from sft_trainer.data.formats import RowError, parse_json
 from sft_trainer.errors import UserError
 
 SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".parquet": "parquet"}
@@ -141,11 +141,11 @@ def _lines(lines: Any, label: str, name: str) -> Iterator[SourceRow]:
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             if text.strip():
-                yield SourceRow(place, json.loads(text))
+                yield SourceRow(place, parse_json(text))
         except UnicodeDecodeError as exc:
             yield SourceRow(place, error=RowError(f"not valid UTF-8 (byte {exc.start + 1} of the line)"))
-        except json.JSONDecodeError as exc:
-            yield SourceRow(place, error=RowError(f"not valid JSON ({exc.msg} at column {exc.colno})"))
+        except RowError as exc:
+            yield SourceRow(place, error=exc)
 
 
 def _json(path: Path, label: str, name: str) -> Iterator[SourceRow]:
@@ -154,15 +154,17 @@ def _json(path: Path, label: str, name: str) -> Iterator[SourceRow]:
     if not data.strip():
         return
     try:
-        document = json.loads(data.decode("utf-8-sig"))
+        document = parse_json(data.decode("utf-8-sig"))
     except UnicodeDecodeError as exc:
         raise UserError("InvalidRow", f"{label} {name}: not valid UTF-8 at byte {exc.start + 1}") from exc
-    except json.JSONDecodeError as exc:
+    except RowError as exc:
         if data.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{") and b"\n" in data:
             yield from _lines(data.splitlines(), label, name)
             return
-        problem = f"not valid JSON ({exc.msg} at column {exc.colno})"
-        raise UserError("InvalidRow", f"{label} {name} line {exc.lineno}: {problem}; fix the line") from exc
+        cause = exc.__cause__
+        line = f" line {cause.lineno}" if isinstance(cause, json.JSONDecodeError) else ""
+        fix = "fix it, or write one row per line (.jsonl), which names the row and lets onInvalidRow skip it"
+        raise UserError("InvalidRow", f"{label} {name}{line}: {exc}; {fix}") from exc
     for number, row in enumerate(_rows_of(document, label, name), start=1):
         yield SourceRow(Place(label, name, "row", number), row)
 
@@ -187,11 +189,22 @@ def _parquet(path: Path, label: str, name: str) -> Iterator[SourceRow]:
     try:
         with pq.ParquetFile(path) as table:
             for batch in table.iter_batches(batch_size=_PARQUET_BATCH):
-                for row in batch.to_pylist():
+                for index in range(batch.num_rows):
                     number += 1
-                    yield SourceRow(Place(label, name, "row", number), row)
-    except pa.ArrowInvalid as exc:
-        raise UserError("InvalidRow", f"{label} {name}: not a readable Parquet file ({exc})") from exc
+                    place = Place(label, name, "row", number)
+                    try:
+                        row = batch.slice(index, 1).to_pylist()[0]
+                    except (ValueError, ArithmeticError) as exc:  # bytes that are no text, dates out of range
+                        yield SourceRow(place, error=RowError(f"a value cannot be read ({exc})"))
+                    else:
+                        yield SourceRow(place, row)
+    except (pa.ArrowException, OSError) as exc:
+        if getattr(exc, "errno", None) is not None or isinstance(exc, MemoryError):
+            raise  # the volume's or the machine's fault; what Arrow says of damaged pages has no errno
+        after = f" after row {number}" if number else ""
+        raise UserError(
+            "InvalidRow", f"{label} {name}{after}: not a readable Parquet file ({exc}); write the file again"
+        ) from exc
 
 
 def _count(path: Path) -> int:
@@ -201,7 +214,7 @@ def _count(path: Path) -> int:
 
         try:
             return int(pq.read_metadata(path).num_rows)
-        except pa.ArrowInvalid:
+        except (pa.ArrowException, OSError):
             return 0  # reading it says what is wrong
     with path.open("rb") as stream:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b""))

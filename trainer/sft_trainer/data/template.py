@@ -8,7 +8,7 @@ they are taken out again and returned as spans.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -20,6 +20,17 @@ import jinja2.sandbox
 
 # Two noncharacters of Unicode: a valid text never contains them, and jinja passes them through.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+
+# What a foreign template may end with on a row; RuntimeError for its recursion, ArithmeticError for its sums.
+_REFUSALS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class TemplateError(ValueError):
@@ -55,12 +66,21 @@ class _Generation(jinja2.ext.Extension):
 
 
 class ChatTemplate:
-    """One compiled template with the special tokens that it may name (bos_token, eos_token, …)."""
+    """One compiled template with the special tokens that it may name (bos_token, eos_token, …).
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+    `tokens` are all texts which the tokenizer takes as one token, those and what it calls added tokens.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str] | None = None,
+        added_tokens: Collection[str] = (),
+    ) -> None:
         """Compile `source`; TemplateError if it is not valid jinja."""
         self.source = source
         self._special_tokens = dict(special_tokens or {})
+        self.tokens = frozenset({*self._special_tokens.values(), *added_tokens} - {""})
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as exc:
@@ -86,7 +106,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
-        except (jinja2.TemplateError, TypeError, KeyError, IndexError, AttributeError, ValueError) as exc:
+        except _REFUSALS as exc:
             raise TemplateError(str(exc) or type(exc).__name__) from exc
         return _unmark(marked)
 

@@ -66,6 +66,12 @@ class Tokenizer:
         """The text of `ids`, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
+    @property
+    def added_tokens(self) -> list[str]:
+        """Texts that are one token wherever they stand; runs of white space, which some have, left out."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.content.strip()]
+
     def knows(self, token: str) -> bool:
         """Whether `token` is a single entry of the vocabulary."""
         return self._tokenizer.token_to_id(token) is not None
@@ -77,7 +83,7 @@ def chat_template(
     """The template the job names, else the model's own; UserError NoChatTemplate if there is neither."""
     source, origin = template_source(directory, tokenizer, chosen, workspace)
     try:
-        return ChatTemplate(source, tokenizer.special_tokens)
+        return ChatTemplate(source, tokenizer.special_tokens, tokenizer.added_tokens)
     except TemplateError as exc:
         raise UserError("InvalidChatTemplate", f"{origin} is not a valid template: {exc}") from exc
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sft_trainer.errors import UserError
 from sft_trainer.launcher.hostfile import Host
 from sft_trainer.run_folder import RunFolder
+
+_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def deepspeed_variables(gang: Gang, local_rank: int) -> dict[str, str]:
     """What `deepspeed.launcher.launch` sets for the rank in slot `local_rank` of this node (0.19.8)."""
     slots = gang.hosts[gang.node].slots
     return {
-        "CUDA_VISIBLE_DEVICES": ",".join(str(slot) for slot in range(slots)),
+        _DEVICES: ",".join(str(slot) for slot in range(slots)),
         "MASTER_ADDR": gang.master_address,
         "MASTER_PORT": str(gang.master_port),
         "WORLD_SIZE": str(gang.world_size),
@@ -61,15 +64,37 @@ def rank_environment(
 ) -> dict[str, str]:
     """The whole environment of one rank; what the user set (`workers.env`) wins over our defaults.
 
+    UserError if CUDA_VISIBLE_DEVICES is set and names fewer GPUs than there are ranks.
+
     `cpus` are those of the pod: threads beyond a rank's share of them only wait for each other.
     """
     slots = gang.hosts[gang.node].slots
-    defaults = {"OMP_NUM_THREADS": str(max(1, cpus // slots)), "PYTHONFAULTHANDLER": "1"}
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, cpus // slots)),
+        "PYTHONFAULTHANDLER": "1",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # as `import deepspeed` does: asking for GPUs must not occupy one
+    }
     if accelerator == "cpu":
         defaults["DS_ACCELERATOR"] = "cpu"
     return {
         **defaults,
         **inherited,
         **deepspeed_variables(gang, local_rank),
+        **_given_devices(inherited, slots, accelerator),
         "PROMETHEUS_MULTIPROC_DIR": str(run.metrics),
     }
+
+
+def _given_devices(inherited: Mapping[str, str], slots: int, accelerator: str) -> dict[str, str]:
+    """The GPUs that somebody has given to this pod, instead of the first ones of the machine."""
+    given = inherited.get(_DEVICES)
+    if given is None or accelerator == "cpu":
+        return {} if given is None else {_DEVICES: given}
+    devices = [device.strip() for device in given.split(",") if device.strip()]
+    if len(devices) < slots:
+        raise UserError(
+            "InvalidEnvironment",
+            f"{_DEVICES} is {given!r}, the pod runs {slots} ranks with a GPU each; "
+            "remove it from spec.workers.env or name as many",
+        )
+    return {_DEVICES: ",".join(devices[:slots])}

@@ -18,55 +18,89 @@ from typing import IO
 logger = logging.getLogger(__name__)
 
 _LONGEST_LINE = 16384  # bytes; longer ones are passed on in pieces
-_TAIL_LINES = 60
+_TAIL_LINES = 400  # an abort prints the stacks of all threads behind the words that tell why
+_WAITING_BYTES = 4 * 2**20  # of one rank, for a volume that is busy
 
 Sink = Callable[[bytes], None]
 
 
 class BoundedFile:
-    """A log file that stops growing at `limit` bytes, and gives up quietly when it cannot be written."""
+    """A log file that stops growing at `limit` bytes, and never makes its writer wait.
+
+    A thread of its own does all that touches the volume, opening included. What a slow or hanging volume does
+    not take within `_WAITING_BYTES` is dropped, and a line says how much; errors end the log quietly.
+    """
 
     def __init__(self, path: Path, limit: int) -> None:
         self._path = path
-        self._left = limit
         self._limit = limit
-        self._lock = threading.Lock()
-        self._file: IO[bytes] | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists():  # an earlier run of this attempt, before a suspension
-                path.replace(path.with_name(f"{path.stem}.previous{path.suffix}"))
-            self._file = path.open("wb", buffering=0)
-        except OSError as error:
-            self._give_up(error)
+        self._waiting = bytearray()
+        self._dropped = 0  # lines
+        self._closed = False  # no more lines come
+        self._ended = False  # no more lines are wanted: the limit, or an error
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=path.stem, daemon=True)
+        self._thread.start()
 
-    def write(self, data: bytes) -> None:
-        """Append `data`, up to the limit; a note stands where the rest would be."""
-        with self._lock:
-            if self._file is None or self._left <= 0:
+    def write(self, line: bytes) -> None:
+        """Have `line` appended, soon; a note stands where lines are missing."""
+        with self._changed:
+            if self._ended or self._closed:
                 return
-            if len(data) > self._left:
-                data = b"... cut here: the log of a rank is kept up to %d bytes\n" % self._limit
-                self._left = 0
-            self._left -= len(data)
-            try:
-                self._file.write(data)
-            except OSError as error:
-                self._give_up(error)
+            if len(self._waiting) + len(line) > _WAITING_BYTES:
+                self._dropped += 1
+                return
+            self._waiting += line
+            self._changed.notify()
 
-    def close(self) -> None:
-        """Close the file; errors do not matter any more."""
-        with self._lock:
-            if self._file is not None:
-                try:
-                    self._file.close()
-                except OSError as error:
-                    logger.debug("closing %s: %s", self._path, error)
-                self._file = None
+    def close(self, seconds: float) -> None:
+        """Wait for the last lines, but not for a volume that hangs."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            logger.warning("the end of the log %s is missing: the volume does not take it", self._path)
 
-    def _give_up(self, error: OSError) -> None:
-        logger.warning("the log %s ends here, training goes on: %s", self._path, error)
-        self._file = None
+    def _run(self) -> None:
+        left = self._limit
+        try:
+            with self._open() as file:
+                while data := self._next():
+                    if len(data) > left:
+                        whole_lines = data.rfind(b"\n", 0, left) + 1
+                        note = b"... cut here: the log of a rank is kept up to %d bytes\n" % self._limit
+                        data, self._ended = data[:whole_lines] + note, True
+                    left -= len(data)
+                    _write(file, data)
+                    if self._ended:
+                        return
+        except OSError as error:
+            self._ended = True
+            logger.warning("the log %s ends here, training goes on: %s", self._path, error)
+
+    def _open(self) -> IO[bytes]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.is_file():  # an earlier run of this attempt, before a suspension
+            self._path.replace(self._path.with_name(f"{self._path.stem}.previous{self._path.suffix}"))
+        return self._path.open("wb", buffering=0)
+
+    def _next(self) -> bytes:
+        """All lines that wait, as soon as there are any; empty at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._dropped or self._closed)
+            data = bytes(self._waiting)
+            self._waiting.clear()
+            if self._dropped:
+                data += b"... %d lines are missing here: the volume was too slow\n" % self._dropped
+                self._dropped = 0
+            return data
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    """All of `data`: an unbuffered file may take a part of it."""
+    while data:
+        data = data[file.write(data) :]
 
 
 class RankLog:
@@ -91,7 +125,7 @@ class RankLog:
         """Wait for what the rank said last, but not for a grandchild which still holds the pipe."""
         for thread in self._threads:
             thread.join(seconds)
-        self._file.close()
+        self._file.close(seconds)
 
     @property
     def stderr_tail(self) -> tuple[str, ...]:

@@ -1,8 +1,11 @@
-"""Finds the address of rank 0's pod, the only name a launcher ever looks up.
+"""Finds rank 0's pod by its name, the only name a launcher ever looks up.
 
 Were every node to wait for every other one, a gang of N would ask DNS N x N times. Names appear about a
 second after the pods do, as NXDOMAIN or as a temporary failure depending on the search domains: both are
 waited out.
+
+What DNS says now may be the address of a pod that is gone: after a suspension the same name has another one, and
+name servers answer from their caches. So the ranks get the name, and ask anew at every try.
 """
 
 from __future__ import annotations
@@ -32,7 +35,10 @@ def parse_hosts(text: str) -> dict[str, str]:
 
 
 def lookup(hosts_file: Path | None, dns: Lookup | None = None) -> Lookup:
-    """A look-up that asks `hosts_file` (read anew each time: it may still grow) before DNS."""
+    """What a rank can connect to: the address in `hosts_file`, which only we know, or a name that DNS has.
+
+    The file is read anew each time: it may still grow.
+    """
     ask = dns or _dns
 
     def find(name: str) -> str:
@@ -40,7 +46,8 @@ def lookup(hosts_file: Path | None, dns: Lookup | None = None) -> Lookup:
             known = parse_hosts(hosts_file.read_text(encoding="utf-8"))
             if name in known:
                 return known[name]
-        return ask(name)
+        ask(name)
+        return name
 
     return find
 
@@ -52,7 +59,7 @@ def _dns(name: str) -> str:
 def wait_for(
     name: str, find: Lookup, *, deadline_seconds: float, clock: Callable[[], float], pause: Callable[[], bool]
 ) -> str:
-    """The address of `name`, asked again after every `pause` (which returns False to stop the wait).
+    """What `find` says of `name`, asked again after every `pause` (which returns False to stop the wait).
 
     Raises PeerLost when the name does not appear within `deadline_seconds`, Interrupted when told to stop.
     """
@@ -61,7 +68,7 @@ def wait_for(
     while True:
         try:
             return find(name)
-        except (socket.gaierror, UnicodeError) as error:
+        except (OSError, UnicodeError) as error:  # no such name yet, or a file that is being replaced
             reason = str(error)
         waited = clock() - start
         if waited >= deadline_seconds:

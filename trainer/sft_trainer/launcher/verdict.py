@@ -27,6 +27,13 @@ PRECEDENCE = (
 EXIT_CODES: dict[FailureClass, int] = {failure: int(code) for code, failure in EXIT_CLASSES.items()}
 
 _MESSAGE_LIMIT = 1500  # characters of a crash's last words
+_WATCHDOG_LIMIT = 400
+_COLLECTIVE_FAILURES = (  # how torch's ProcessGroupNCCL says that the others did not come
+    "Watchdog caught collective operation timeout",
+    "remote process exited or there was a network error",
+    "Heartbeat monitor timed out",
+    "To avoid data inconsistency, we are taking the entire process down",
+)
 _TORCH_PREFIX = re.compile(r"^\[rank\d+\]:\s?")
 
 
@@ -111,12 +118,26 @@ def _classified(end: RankEnd, interrupted: bool, oom_kills: int | None) -> tuple
         )
     if end.status == -signal.SIGKILL:
         return FailureClass.CRASH, f"{name} was killed by SIGKILL and not for memory: somebody sent it"
+    if end.status == -signal.SIGABRT and (words := _collective_failure(end.stderr)):
+        return FailureClass.PEER_LOST, f"{name} gave up waiting for the others: {words}"
     if end.status < 0:
         return FailureClass.CRASH, _crash(f"{name} was killed by {_signal_name(-end.status)}", end.stderr)
     if end.status == 0:
         return FailureClass.CRASH, f"{name} ended with exit code 0 before the training was finished"
     failure = EXIT_CLASSES.get(end.status, FailureClass.CRASH)
     return failure, _crash(f"{name} ended with exit code {end.status}", end.stderr)
+
+
+def _collective_failure(stderr: Sequence[str]) -> str | None:
+    """What NCCL's watchdog said before it aborted the rank: a collective that others did not take part in.
+
+    The rank's last lines are those of C++'s terminate, so it is looked for in all of them. An error of the GPU
+    itself ("CUDA error") is reported by the same watchdog and is the rank's own.
+    """
+    told = [line for line in stderr if any(words in line for words in _COLLECTIVE_FAILURES)]
+    if not told or any("CUDA error" in line for line in stderr):
+        return None
+    return _TORCH_PREFIX.sub("", told[0]).strip()[:_WATCHDOG_LIMIT]
 
 
 def _folded(worst: Outcome) -> Outcome:

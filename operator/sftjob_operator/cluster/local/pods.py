@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sft_trainer.config import ENV_CPUS, ENV_HOSTS
 from sftjob_operator.cluster.base import Manifest, Ref, ref_of
-from sftjob_operator.cluster.local import addresses, environment, node, podstatus, supervise, volumes
+from sftjob_operator.cluster.local import addresses, devices, environment, node, podstatus, supervise, volumes
 from sftjob_operator.cluster.local.objects import is_terminal, is_terminating, owner_refs
 from sftjob_operator.cluster.local.processes import Processes
 from sftjob_operator.cluster.local.store import Store
@@ -111,11 +111,7 @@ class Kubelet:
     def _placed(self, pod: Manifest) -> Manifest:
         """The pod on its node with its address, or NotYetError in the scheduler's words."""
         pods = self._store.select("v1", "Pod")
-        wanted, there = podstatus.gpus(pod), len(node.gpu_memory_mib())
-        held = sum(podstatus.gpus(other) for other in pods if podstatus.holds_resources(other, pod))
-        if wanted > there - held:
-            words = f"0/1 nodes are available: 1 Insufficient {node.GPU}. This machine has {there}, {held} in use."
-            raise NotYetError("Unschedulable", words, scheduled=False)
+        pod = devices.assigned(pod, pods, len(node.gpu_memory_mib()))
         address = pod.get("status", {}).get("podIP")
         if address is None:
             living = (other for other in pods if not is_terminal(other))
@@ -147,6 +143,7 @@ class Kubelet:
             **self._machine,
             "HOSTNAME": pod["spec"].get("hostname", pod["metadata"]["name"]),
             ENV_HOSTS: str(self.hosts_file(namespace)),
+            devices.VARIABLE: devices.visible(pod),
             ENV_CPUS: str(max(1, node.cpus() // self._siblings(pod))),
         }
         what = environment.command(pod, mounts, base, lookup, environment.downward_fields(pod))
