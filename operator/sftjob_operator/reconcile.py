@@ -35,7 +35,7 @@ from sftjob_operator.planning.hardware import Hardware
 from sftjob_operator.policy.accept import read_sftjob
 from sftjob_operator.polling import ProgressPoller
 from sftjob_operator.settings import Settings
-from sftjob_operator.step import Step, step, unreadable
+from sftjob_operator.step import Step, broken, step, unreadable
 from sftjob_operator.worker import subject
 from sftjob_operator.world import Refusal, World
 
@@ -81,15 +81,26 @@ class Reconciler:
         wait = self._fresh.wait(key, [body, *jobs])
         if wait > 0:
             return wait
-        next_step = await self._carry_out(key, body, jobs)
-        if not await self._write_status(key, body, next_step):
-            return None
-        for event in next_step.events:
+        try:
+            next_step = await self._carry_out(key, body, jobs)
+        except ClusterError:
+            raise
+        except Exception as error:  # a defect of ours: said where its owner looks, then the worker's to log
+            await self._tell(key, body, broken(body, error, self._now()))
+            raise
+        is_there = await self._tell(key, body, next_step)
+        return next_step.requeue_after if is_there else None
+
+    async def _tell(self, key: Key, body: Manifest, planned: Step) -> bool:
+        """Status, then Events; False when the SFTJob is gone."""
+        if not await self._write_status(key, body, planned):
+            return False
+        for event in planned.events:
             logger.info(
                 "%s: %s", event.reason, event.message, extra=subject(key, body["metadata"].get("uid"))
             )
             await self._cluster.emit_event(body, event)
-        return next_step.requeue_after
+        return True
 
     async def _carry_out(self, key: Key, body: Manifest, jobs: Sequence[Manifest]) -> Step:
         """The step of this pass, its effects done; where a child was refused, the step that says so."""

@@ -234,6 +234,13 @@ def test_the_number_of_ranks(workers, world_size):
             "spec.workers.gpusPerNode is 2",
         ),
         ({"workers": {"resources": {"limits": {"memory": "64 GB"}}}}, "InvalidQuantity", "limits.memory"),
+        ({"workers": {"resources": {"limits": {"memory": "-1Gi"}}}}, "InvalidQuantity", "limits.memory"),
+        (
+            {"workers": {"resources": {"limits": {"memory": "1e999999999"}}}},
+            "InvalidQuantity",
+            "limits.memory",
+        ),
+        ({"prepare": {"resources": {"requests": {"cpu": "1e400"}}}}, "InvalidQuantity", "requests.cpu"),
         ({"workers": {"sharedMemory": "lots"}}, "InvalidQuantity", "spec.workers.sharedMemory"),
         ({"data": {"train": [{"inline": "x" * 65536}] * 9}}, "InlineDataTooLarge", "spec.data"),
     ],

@@ -281,6 +281,10 @@ def test_the_digest_speaks_of_the_choices_and_not_of_the_estimate():
         ("1500m", 1),
         ("1Ei", 2**60),
         ("2E", 2 * 10**18),
+        ("+1Ki", 1024),
+        ("-0", 0),
+        ("1e-400", 0),
+        (str(2**63 - 1), 2**63 - 1),
     ],
 )
 def test_quantities_are_read_as_kubernetes_reads_them(quantity, size):
@@ -291,6 +295,25 @@ def test_quantities_are_read_as_kubernetes_reads_them(quantity, size):
 def test_what_is_no_quantity_is_said(text):
     with pytest.raises(ValueError, match="is not a quantity"):
         quantity_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("-1Gi", "'-1Gi' is negative"),
+        (-1, "-1 is negative"),
+        (2**63, "is more than Kubernetes can count"),
+        ("8Ei", "is more than Kubernetes can count"),
+        ("1e400", "'1e400' is more than"),
+        ("1e999999999", "is not a quantity"),
+        ("9" * 2_000_000, "is not a quantity"),
+    ],
+    ids=["negative", "negative number", "2^63", "suffix", "1e400", "decimal overflow", "two megabytes"],
+)
+def test_a_quantity_that_no_machine_has_is_refused_in_a_short_sentence(text, words):
+    with pytest.raises(ValueError, match=words) as refused:
+        quantity_bytes(text)
+    assert len(str(refused.value)) < 120
 
 
 def test_sizes_for_people_and_for_status():
