@@ -203,6 +203,47 @@ def test_a_deleted_prepare_job_is_made_again():
     assert len(scene.jobs("prepare")) == 1
 
 
+def test_a_preparation_on_a_lost_node_is_tried_again_elsewhere_without_charge():
+    """The pod stays Running+Terminating for ever: the Job is released and another takes its place."""
+    scene = Scene(sftjob(failurePolicy={"maxRestarts": 0}))
+    scene.step()
+    first = scene.job()["metadata"]["name"]
+    deleted = {"deletionTimestamp": "2026-01-01T12:05:00Z"}
+    scene.starting(None, [scene.pod(None, phase="Running", metadata=deleted)])
+    scene.step(320)
+    assert scene.says("Running")[1] != "Restarting", "it still has half a minute"
+    scene.step(11)
+    assert scene.says("Running") == ("False", "Restarting")
+    assert (
+        "preparation failed (NodeLost): node node-0 does not answer" in scene.condition("Running")["message"]
+    )
+    assert not [ref for ref in scene.objects if ref.name == first], "its ConfigMap and Job have gone"
+    scene.step(10)
+    assert len(scene.jobs("prepare")) == 1
+    assert scene.says("Failed") == ("False", "InProgress")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"suspend": True}, ("False", "Suspended")),
+        ({"workers": {"nodes": 3, "gpusPerNode": 0}}, ("False", "NotAccepted")),
+        ({"workspace": {"claimName": "other"}}, ("False", "VolumeMissing")),
+    ],
+    ids=["suspended", "refused", "blocked"],
+)
+def test_what_prepares_for_a_spec_that_is_no_more_is_removed_whatever_stands_still(change, says):
+    scene = Scene()
+    scene.missing = [Ref("v1", "PersistentVolumeClaim", "team", "other")]
+    scene.step()
+    scene.run(None)
+    scene.manifest["spec"] |= {"data": {"train": [{"path": "data/other.jsonl"}]}, **change}
+    scene.step(5)
+    assert scene.says("Running") == says
+    assert not scene.jobs("prepare")
+    assert scene.step(5).effects == ()
+
+
 def test_an_unreadable_record_of_preparation_is_only_a_reason_to_prepare_again():
     scene = Scene()
     scene.start()

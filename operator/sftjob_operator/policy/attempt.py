@@ -7,7 +7,7 @@ from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.status import AttemptStatus, ProgressStatus, ResultStatus
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.effects import Delete
-from sftjob_operator.failure import disrupted, failure, without_result
+from sftjob_operator.failure import disrupted, failure, node_lost, without_result
 from sftjob_operator.observe import Observed
 from sftjob_operator.pods import PodEnd, lost_pod, of_job, pod_end
 from sftjob_operator.policy.decision import Answer, Decision, Say, not_running
@@ -70,9 +70,7 @@ def _ended(world: World, record: AttemptStatus, child: BatchJob, pods: list[Mani
 
 def _lost(world: World, record: AttemptStatus, child: BatchJob, lost: Manifest) -> Answer:
     """A node died with a pod on it: that Job would wait for ever, so its other pods are released with it."""
-    node = (lost.get("spec") or {}).get("nodeName")
-    why = disrupted(f"node {node} does not answer and pod {lost['metadata']['name']} cannot end", "NodeLost")
-    return after_failure(world, record, why, world.now, (Delete(child.ref, child.uid),))
+    return after_failure(world, record, node_lost(lost), world.now, (Delete(child.ref, child.uid),))
 
 
 def _result(ends: list[PodEnd]) -> tuple[PodEnd, TrainResult] | None:

@@ -9,7 +9,7 @@ from sftjob_operator.effects import Effect
 from sftjob_operator.observe import Observed, is_settled, observe
 from sftjob_operator.policy import attempt, preparation
 from sftjob_operator.policy.accept import objection
-from sftjob_operator.policy.decision import Answer, Decision, Say, not_running, revisit
+from sftjob_operator.policy.decision import Answer, Decision, Say, Transition, not_running, revisit
 from sftjob_operator.policy.refusal import refused
 from sftjob_operator.policy.restart import wait
 from sftjob_operator.policy.start import plan_and_start
@@ -41,6 +41,14 @@ def _next(world: World, seen: Observed) -> Answer:
 
 
 def _advance(world: World, seen: Observed) -> Answer:
+    """Towards the next attempt. What prepares for a spec that is no more goes first, whatever stands still."""
+    answer = _ahead(world, seen)
+    if isinstance(answer, Transition):
+        return answer
+    return replace(answer, effects=(*preparation.obsolete(seen), *answer.effects))
+
+
+def _ahead(world: World, seen: Observed) -> Answer:
     job, status = world.job, world.job.status
     if job.spec.suspend:
         return hold(status, _living(seen))
