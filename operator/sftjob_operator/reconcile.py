@@ -129,7 +129,7 @@ class Reconciler:
             now=now,
             jobs=[*jobs, *unseen],
             pods=await self._pods(key, need) if need.pods else None,
-            missing=[ref for ref in need.prerequisites if await self._cluster.get(ref) is None],
+            prerequisites={ref: await self._cluster.get(ref) for ref in need.prerequisites},
             progress=await self._progress(key, need),
             hardware=await self._hardware(job) if need.hardware else Hardware(),
             settings=self._settings,

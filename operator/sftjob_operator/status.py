@@ -37,6 +37,7 @@ _TROUBLES = frozenset(
         "SecretMissing",
         "Unschedulable",
         "VolumeMissing",
+        "VolumeNotShared",
     }
 )
 """Reasons of Running=False that get an Event of their own although the status does not flip."""

@@ -37,24 +37,81 @@ def test_the_claim_and_the_secrets_are_looked_at_before_anything_is_made():
             "VolumeMissing",
             "spec.workspace.claimName: waiting for PersistentVolumeClaim ws in namespace team",
         ),
-        (SECRET, "SecretMissing", "spec: waiting for Secret hf-token in namespace team"),
+        (SECRET, "SecretMissing", "spec.model.secretRef: waiting for Secret hf-token in namespace team"),
+        (
+            PULL,
+            "SecretMissing",
+            "spec.workers.imagePullSecrets: waiting for Secret regcred in namespace team",
+        ),
     ],
 )
 def test_what_is_missing_is_waited_for_and_goes_on_when_it_appears(missing, reason, words):
-    scene = Scene(sftjob(model={"path": None, "uri": "hf://a/b", "secretRef": {"name": "hf-token"}}))
+    scene = Scene(
+        sftjob(
+            model={"path": None, "uri": "hf://a/b", "secretRef": {"name": "hf-token"}},
+            workers={"imagePullSecrets": [{"name": "regcred"}]},
+        )
+    )
     scene.missing = [missing]
     waits = []
     for seconds in (0, 5, 10, 15, 30, 600):
         last = scene.step(seconds)
         assert last.effects == ()
         waits.append(last.requeue_after)
-    assert waits == [5, 10, 15, 30, 60, 60]
+    assert waits == [5, 10, 10, 10, 10, 10]
     assert scene.says("Running") == ("False", reason)
     assert scene.condition("Running")["message"] == words
     assert scene.says("Failed") == ("False", "InProgress")
     assert [event.reason for event in scene.events] == ["Valid", reason]
     scene.missing = []
     scene.step(60)
+    assert scene.says("Running") == ("False", "Preparing")
+
+
+def test_a_restart_does_without_the_secret_that_only_preparation_uses():
+    scene = Scene(sftjob(model={"path": None, "uri": "hf://a/b", "secretRef": {"name": "hf-token"}}))
+    scene.start()
+    scene.missing = [SECRET]
+    scene.end(1, exited(70), [scene.ended_pod(1, 70)])
+    scene.step(5)
+    scene.step(10)
+    assert scene.attempt(2)["state"] == "Pending"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "claim", "shared"),
+    [
+        (2, {"spec": {"accessModes": ["ReadWriteMany"]}}, True),
+        (2, {"spec": {"accessModes": ["ReadWriteOnce"]}}, False),
+        (2, {"spec": {"accessModes": ["ReadWriteOncePod"]}}, False),
+        (1, {"spec": {"accessModes": ["ReadWriteOnce"]}}, True),
+        (
+            2,
+            {
+                "spec": {"accessModes": ["ReadWriteOnce"]},
+                "status": {"accessModes": ["ReadWriteOnce", "ReadWriteMany"]},
+            },
+            True,
+        ),
+    ],
+    ids=["shared", "one node's", "one pod's", "one node", "bound to a shared volume"],
+)
+def test_a_volume_that_the_nodes_cannot_share_is_said_before_anything_is_made(nodes, claim, shared):
+    scene = Scene(sftjob(workers={"nodes": nodes}))
+    scene.found = {CLAIM: claim}
+    last = scene.step()
+    if shared:
+        assert scene.says("Running") == ("False", "Preparing")
+        return
+    assert last.effects == ()
+    assert scene.says("Running") == ("False", "VolumeNotShared")
+    assert scene.condition("Running")["message"] == (
+        f"spec.workspace.claimName: PersistentVolumeClaim ws is {claim['spec']['accessModes'][0]}, which 2 nodes "
+        "cannot share: name a ReadWriteMany claim, or set spec.workers.nodes: 1"
+    )
+    assert last.requeue_after == 5
+    scene.manifest["spec"]["workers"]["nodes"] = 1
+    scene.step(5)
     assert scene.says("Running") == ("False", "Preparing")
 
 

@@ -10,6 +10,7 @@ from sftjob_operator.observe import Observed, is_settled, observe
 from sftjob_operator.policy import attempt, preparation
 from sftjob_operator.policy.accept import objection
 from sftjob_operator.policy.decision import Answer, Decision, Say, Transition, not_running, revisit
+from sftjob_operator.policy.prerequisites import missing, not_shared
 from sftjob_operator.policy.refusal import refused
 from sftjob_operator.policy.restart import wait
 from sftjob_operator.policy.start import plan_and_start
@@ -18,6 +19,7 @@ from sftjob_operator.reports import parse_time
 from sftjob_operator.world import World
 
 _STRANGER_SECONDS = 2.0
+_ABSENT_SECONDS = 10.0  # claims and Secrets are not watched
 
 
 def decide(world: World) -> Decision | None:
@@ -64,20 +66,16 @@ def _ahead(world: World, seen: Observed) -> Answer:
 
 def _blocked(world: World, seen: Observed) -> Decision | None:
     """What must appear or go before pods are made."""
-    job, status = world.job, world.job.status
+    status = world.job.status
     if seen.children.strangers:
         message = "the pods of an earlier SFTJob of this name are still being removed"
         return Decision(status, not_running("NameTaken", message), requeue=_STRANGER_SECONDS)
-    if not world.missing:
+    why = missing(world, seen.prepared) or not_shared(world)
+    if why is None:
         return None
-    first = world.missing[0]
-    field = "spec.workspace.claimName" if first.kind == "PersistentVolumeClaim" else "spec"
-    reason = "VolumeMissing" if first.kind == "PersistentVolumeClaim" else "SecretMissing"
-    names = ", ".join(ref.name for ref in world.missing if ref.kind == first.kind)
-    message = f"{field}: waiting for {first.kind} {names} in namespace {job.namespace}"
-    created = parse_time(job.metadata.get("creationTimestamp"))
+    created = parse_time(world.job.metadata.get("creationTimestamp"))
     age = 0.0 if created is None else (world.now - created).total_seconds()
-    return Decision(status, not_running(reason, message), requeue=revisit(age))
+    return Decision(status, why, requeue=min(revisit(age), _ABSENT_SECONDS))
 
 
 def _onward(world: World, seen: Observed) -> Answer:
