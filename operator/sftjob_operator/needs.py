@@ -47,8 +47,10 @@ def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime, settings: Settin
     labels = {} if focus is None else _pod_labels(job, seen)
     if focus is not None and not _is_over(focus):
         watched = not focus.suspended and not focus.deleting
+        unready = watched and not focus.all_ready and focus.age(now) >= QUIET_SECONDS
+        stopping = job.spec.suspend and focus.suspended and not focus.stopped  # on a lost node: for ever
         return Needs(
-            pods=watched and not focus.all_ready and focus.age(now) >= QUIET_SECONDS,
+            pods=unready or stopping,
             progress=watched and seen.attempt_open and focus.ready > 0,
             pod_labels=labels,
         )

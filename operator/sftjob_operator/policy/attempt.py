@@ -37,7 +37,7 @@ def follow(world: World, seen: Observed) -> Answer:
     if job.spec.suspend or child.suspended:
         record = live_record(record, child)
         status = with_record(job.status, record)
-        return hold(status, child) if job.spec.suspend else paused(status, child)
+        return hold(world, status, child) if job.spec.suspend else paused(status, child)
     lost = None if pods is None else lost_pod(pods, world.now)
     if lost is not None:
         return _lost(world, record, child, lost)

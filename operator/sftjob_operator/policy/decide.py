@@ -53,7 +53,7 @@ def _advance(world: World, seen: Observed) -> Answer:
 def _ahead(world: World, seen: Observed) -> Answer:
     job, status = world.job, world.job.status
     if job.spec.suspend:
-        return hold(status, _living(seen))
+        return hold(world, status, _living(seen))
     wrong = objection(job)
     if wrong is not None:
         conditions = {
