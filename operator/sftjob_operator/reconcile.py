@@ -29,7 +29,7 @@ from sftjob_operator.cluster.base import (
 )
 from sftjob_operator.effects import Apply, Create, Delete, Effect, Patch
 from sftjob_operator.freshness import Freshness
-from sftjob_operator.gpus import GpuMemory
+from sftjob_operator.gpus import Gpus
 from sftjob_operator.needs import Needs, needs
 from sftjob_operator.planning.hardware import Hardware
 from sftjob_operator.policy.accept import read_sftjob
@@ -62,7 +62,7 @@ class Reconciler:
     ) -> None:
         """`hardware` tells what the planner plans for; default: the settings, else the nodes' labels."""
         self._cluster, self._view, self._settings, self._now = cluster, view, settings, now
-        self._hardware = hardware or GpuMemory(cluster, settings)
+        self._hardware = hardware or Gpus(cluster, settings)
         self._fresh = Freshness()
         self._poller = ProgressPoller(cluster, settings.poll_seconds)
 

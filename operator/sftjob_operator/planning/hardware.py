@@ -9,6 +9,9 @@ from decimal import Decimal
 DEFAULT_GPU_MEMORY = 40 * 2**30
 """Assumed where neither the operator's settings nor a node label tells: the small A100."""
 
+BF16_MAJOR = 8
+"""The major compute capability from which on NVIDIA GPUs compute in bf16 (sft_trainer.precision)."""
+
 _QUANTITY = re.compile(
     r"^([+-]?)([0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,4}|[KMGTPE]i|[numkMGTPE]|)$"
 )
@@ -19,12 +22,14 @@ _DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "
 
 @dataclass(frozen=True)
 class Hardware:
-    """Memory of what the shell could find out, in bytes; None = unknown."""
+    """What the shell could find out; None = unknown."""
 
     gpu_memory_bytes: int | None = None
-    """Of one GPU: operator setting, or the node label nvidia.com/gpu.memory."""
+    """Memory of one GPU: operator setting, or the node label nvidia.com/gpu.memory."""
+    gpu_bf16: bool | None = None
+    """Whether every GPU the job may get computes in bf16."""
     host_memory_bytes: int | None = None
-    """Of one pod of a CPU job where spec.workers.resources does not say; LocalCluster knows its machine."""
+    """Memory of one pod of a CPU job where spec.workers.resources does not say; LocalCluster knows its machine."""
 
 
 def quantity_bytes(quantity: int | str) -> int:
