@@ -22,7 +22,7 @@ from sftjob_operator.policy.baseline import baseline
 from sftjob_operator.policy.decide import decide
 from sftjob_operator.policy.decision import Say
 from sftjob_operator.reports import parse_time, sentence
-from sftjob_operator.status import conditions, events, phase
+from sftjob_operator.status import PASSING, conditions, events, phase
 from sftjob_operator.world import World
 
 
@@ -141,5 +141,7 @@ def _essence(status: Status) -> Status:
 
 
 def _quiet(condition: Condition) -> Condition:
-    passing = condition.type == "Running" and condition.status == "True"
-    return condition.model_copy(update={"message": ""}) if passing else condition
+    if condition.type != "Running" or condition.status != "True":
+        return condition
+    reason = "TrainingSteps" if condition.reason in PASSING else condition.reason
+    return condition.model_copy(update={"message": "", "reason": reason})
