@@ -260,6 +260,20 @@ def test_a_deleted_prepare_job_is_made_again():
     assert len(scene.jobs("prepare")) == 1
 
 
+def test_facts_beyond_all_measure_are_planned_with_like_any_others():
+    """The image is the user's: what its pod says may be large, but never stops the operator."""
+    scene = Scene()
+    huge = {**FACTS["model"], "hidden_size": 2**52, "layers": 2**52, "vocabulary_size": 2**52}
+    message = Outcome.model_validate(
+        {"outcome": "Succeeded", "reason": "Succeeded", "prepare": {**FACTS, "model": huge}}
+    ).to_json()
+    scene.step()
+    scene.end(None, None, [scene.ended_pod(None, 0, message, reason="Completed")])
+    scene.step(5)
+    assert scene.says("Planned") == ("True", "Fits"), "the memory of a CPU is unknown here"
+    scene.step(5)
+
+
 def test_a_preparation_on_a_lost_node_is_tried_again_elsewhere_without_charge():
     """The pod stays Running+Terminating for ever: the Job is released and another takes its place."""
     scene = Scene(sftjob(failurePolicy={"maxRestarts": 0}))

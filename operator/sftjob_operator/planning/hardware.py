@@ -58,8 +58,8 @@ def _short(quantity: int | str) -> str:
 
 
 def mebibytes(number: int) -> str:
-    """Bytes as a quantity for status, rounded up: 61200Mi."""
-    return f"{-(-number // 2**20)}Mi"
+    """Bytes as a quantity for status, rounded up: 61200Mi; at most what `quantity_bytes` reads."""
+    return f"{min(-(-number // 2**20), _LARGEST // 2**20)}Mi"
 
 
 def gibibytes(number: int) -> str:
