@@ -129,11 +129,20 @@ class Reconciler:
             now=now,
             jobs=[*jobs, *unseen],
             pods=await self._pods(key, need) if need.pods else None,
-            prerequisites={ref: await self._cluster.get(ref) for ref in need.prerequisites},
+            prerequisites={ref: await self._find(ref) for ref in need.prerequisites},
             progress=await self._progress(key, need),
             hardware=await self._hardware(job) if need.hardware else Hardware(),
             settings=self._settings,
         )
+
+    async def _find(self, ref: Ref) -> Manifest | None:
+        """None = not there. What may not be read is taken to be there: the pods will say if it is not."""
+        try:
+            return await self._cluster.get(ref)
+        except Rejected as error:
+            if error.code != 403:
+                raise
+            return {}
 
     async def _pods(self, key: Key, need: Needs) -> Sequence[Manifest]:
         return await self._cluster.list("v1", "Pod", key.namespace, dict(need.pod_labels))

@@ -39,7 +39,7 @@ class World:
     pods: Sequence[Manifest] | None = None
     """Pods with `Needs.pod_labels`; None = not looked at."""
     prerequisites: Mapping[Ref, Manifest | None] = field(default_factory=dict)
-    """Those of `Needs.prerequisites`; None = it does not exist."""
+    """Those of `Needs.prerequisites`; None = it does not exist, {} = it may not be read."""
     progress: Progress | None = None
     """Read by `reports.read_progress`; None = not asked, not to be had or not readable."""
     refusal: Refusal | None = None

@@ -149,6 +149,12 @@ def test_namespaces_scope_gives_no_right_outside_of_them(render: Render):
     assert environment(manifests)["SFTJOB_OPERATOR_NAMESPACES"] == "team-a,team-b"
 
 
+def test_the_right_to_read_secrets_can_be_kept_back(render: Render):
+    manifests = render("--set", "rbac.readSecrets=false")
+    (role,) = [one for one in of_kind(manifests, "ClusterRole") if one["metadata"]["name"] == "sftjob"]
+    assert rights([role]) == {key: verbs for key, verbs in (WORK | NODES).items() if key != ("", "secrets")}
+
+
 def test_a_second_release_for_the_whole_cluster_collides_with_the_first(helm: Path):
     command = [str(helm), "template", "another", str(CHART), "--namespace", "elsewhere"]
     rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -256,6 +256,16 @@ async def test_a_missing_claim_is_waited_for() -> None:
         assert len(operator.jobs()) == 1
 
 
+async def test_a_secret_that_may_not_be_read_is_left_to_the_pod_that_needs_it() -> None:
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.fail("get", "Secret", Rejected(403, "Forbidden", "secrets is forbidden"), times=99)
+        operator.cluster.put(sftjob(workers={"imagePullSecrets": [{"name": "regcred"}]}))
+        await asyncio.sleep(1)
+        assert set(operator.results) == {"ok"}
+        assert len(operator.jobs()) == 1
+
+
 async def test_an_unreadable_spec_is_a_condition_and_no_crash() -> None:
     async with operating() as operator:
         broken = sftjob()
