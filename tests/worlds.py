@@ -143,6 +143,7 @@ class Scene:
         self.objects: dict[Ref, Manifest] = {}
         self.pods: list[Manifest] = []
         self.missing: list[Ref] = []
+        self.found: dict[Ref, Manifest] = {}  # prerequisites of which more than their existence matters
         self.progress: Progress | None = None
         self.refusal: Refusal | None = None
         self.hidden: set[str] = set()  # Jobs that the view does not show (yet)
@@ -167,7 +168,9 @@ class Scene:
             now=self.now,
             jobs=copy.deepcopy([*visible, *asked]),
             pods=[p for p in self.pods if wanted <= p["metadata"]["labels"].items()] if need.pods else None,
-            missing=[ref for ref in need.prerequisites if ref in self.missing],
+            prerequisites={
+                ref: None if ref in self.missing else self.found.get(ref, {}) for ref in need.prerequisites
+            },
             progress=self.progress if need.progress else None,
             hardware=self.hardware if need.hardware else Hardware(),
             settings=self.settings,

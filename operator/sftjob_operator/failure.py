@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sft_trainer.config import EXIT_CLASSES, FailureClass, Outcome
+from sftjob_operator.api.objects import Manifest
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.pods import PodEnd
 from sftjob_operator.reports import reason_word, sentence
@@ -94,6 +95,12 @@ def failure(job: BatchJob, ends: Sequence[PodEnd], *, stopping: bool = False) ->
 def disrupted(message: str, word: str = "Disrupted") -> Failure:
     """A gang that the cluster has taken without leaving a word."""
     return Failure(FailureClass.DISRUPTED, word, message)
+
+
+def node_lost(pod: Manifest) -> Failure:
+    """A node has died with this pod on it (pods.lost_pod)."""
+    node = (pod.get("spec") or {}).get("nodeName")
+    return disrupted(f"node {node} does not answer and pod {pod['metadata']['name']} cannot end", "NodeLost")
 
 
 def without_result(what: str) -> Failure:

@@ -21,17 +21,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds. lease > renew_deadline > request + retry, or two replicas could lead at once."""
+    """Seconds. A leader gives up so early that its lease outlives one more pause and request: never two lead."""
 
     lease: float = 15.0
-    renew_deadline: float = 10.0
+    renew_deadline: float = 9.0
     retry: float = 2.0
-    request: float = 4.0
+    request: float = 3.0
 
     def __post_init__(self) -> None:
         """Refuse what is unsafe."""
-        if not self.lease > self.renew_deadline > self.request + self.retry:
-            raise ValueError("leader election: lease > renew_deadline > request + retry must hold")
+        once = self.request + self.retry
+        if not self.lease - once > self.renew_deadline > once:
+            raise ValueError(
+                "leader election: lease - (request + retry) > renew_deadline > request + retry must hold"
+            )
 
 
 class Election:
@@ -51,6 +54,7 @@ class Election:
         self._timing, self._now = timing, now
         self._seen: tuple[object, ...] = ()  # holder and renew time as last read
         self._seen_at = 0.0  # when they last changed, on our own clock: clocks of replicas differ
+        self._renewed_at = 0.0  # on our own clock: just before the request that last took or renewed it
         self.leading = False
 
     async def acquire(self) -> None:
@@ -63,16 +67,14 @@ class Election:
     async def hold(self) -> str:
         """Renew until leadership is lost; the reason. The caller must stop all work at once."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timing.renew_deadline
         try:
             while True:
-                await asyncio.sleep(self._timing.retry)
-                started = loop.time()
-                if started >= deadline:
+                deadline = self._renewed_at + self._timing.renew_deadline
+                await asyncio.sleep(min(self._timing.retry, max(deadline - loop.time(), 0.0)))
+                left = deadline - loop.time()
+                if left <= 0:
                     return f"the Lease could not be renewed for {self._timing.renew_deadline:g} s"
-                if await self._try(within=deadline - started):
-                    deadline = started + self._timing.renew_deadline
-                elif self._seen and self._seen[0] != self._identity:
+                if not await self._try(within=left) and self._seen and self._seen[0] != self._identity:
                     return f"the Lease was taken by {self._seen[0] or 'nobody'}"
         finally:
             self.leading = False
@@ -92,12 +94,16 @@ class Election:
 
     async def _try(self, within: float | None = None) -> bool:
         limit = self._timing.request if within is None else min(self._timing.request, within)
+        started = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(limit):
-                return await self._take()
+                taken = await self._take()
         except (ClusterError, TimeoutError) as error:
             logger.warning("leader election: %s", error or type(error).__name__)
             return False
+        if taken:
+            self._renewed_at = started
+        return taken
 
     async def _take(self) -> bool:
         """Create, take over or renew the Lease; False when another holds it. Conflict: another was faster."""

@@ -11,6 +11,7 @@ from sftjob_operator.api.objects import Manifest, Ref
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.observe import Observed, attempt_ref, is_settled, observe
+from sftjob_operator.prepared import Prepared
 
 QUIET_SECONDS = 4.0
 """Pods that have just been created are not asked why they are not ready."""
@@ -24,7 +25,7 @@ class Needs:
     """Jobs that status knows and the view lacks: `get` them from the API server and add those found to
     World.jobs (a stale view and a deleted Job look alike)."""
     prerequisites: tuple[Ref, ...] = ()
-    """PersistentVolumeClaim and Secrets: `get` each; those not there go to World.missing."""
+    """PersistentVolumeClaim and Secrets: `get` each into World.prerequisites."""
     pods: bool = False
     """List pods with `pod_labels` into World.pods."""
     progress: bool = False
@@ -46,29 +47,40 @@ def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime) -> Needs:
     labels = {} if focus is None else _pod_labels(job, seen)
     if focus is not None and not _is_over(focus):
         watched = not focus.suspended and not focus.deleting
+        unready = watched and not focus.all_ready and focus.age(now) >= QUIET_SECONDS
+        stopping = job.spec.suspend and focus.suspended and not focus.stopped  # on a lost node: for ever
         return Needs(
-            pods=watched and not focus.all_ready and focus.age(now) >= QUIET_SECONDS,
+            pods=unready or stopping,
             progress=watched and seen.attempt_open and focus.ready > 0,
             pod_labels=labels,
         )
     ahead = not job.spec.suspend
     return Needs(
         jobs=unseen,
-        prerequisites=prerequisites(job) if ahead else (),
+        prerequisites=tuple(prerequisites(job, seen.prepared)) if ahead else (),
         pods=focus is not None,
         pod_labels=labels,
         hardware=ahead,
     )
 
 
-def prerequisites(job: SFTJob) -> tuple[Ref, ...]:
-    """What must exist before a pod is made: the claim, and the Secrets which the spec names."""
+def prerequisites(job: SFTJob, prepared: Prepared) -> dict[Ref, str]:
+    """What must exist before a pod is made, and the field of the spec that names it.
+
+    The model's Secret is for preparation alone: a restart does without it.
+    """
     spec, namespace = job.spec, job.namespace
-    secrets = [secret.name for secret in spec.workers.image_pull_secrets]
-    if spec.model.secret_ref is not None:
-        secrets.append(spec.model.secret_ref.name)
-    claim = Ref("v1", "PersistentVolumeClaim", namespace, spec.workspace.claim_name)
-    return (claim, *(Ref("v1", "Secret", namespace, name) for name in dict.fromkeys(secrets)))
+    fields = {claim_ref(job): "spec.workspace.claimName"}
+    for secret in spec.workers.image_pull_secrets:
+        fields[Ref("v1", "Secret", namespace, secret.name)] = "spec.workers.imagePullSecrets"
+    if spec.model.secret_ref is not None and prepared.result() is None:
+        fields[Ref("v1", "Secret", namespace, spec.model.secret_ref.name)] = "spec.model.secretRef"
+    return fields
+
+
+def claim_ref(job: SFTJob) -> Ref:
+    """Address of the workspace's claim."""
+    return Ref("v1", "PersistentVolumeClaim", job.namespace, job.spec.workspace.claim_name)
 
 
 def _is_awaited(seen: Observed) -> bool:

@@ -106,17 +106,20 @@ def trouble(pods: Sequence[Manifest], job: BatchJob, now: datetime) -> Trouble:
 
 
 def lost_pod(pods: Sequence[Manifest], now: datetime) -> Manifest | None:
-    """A pod that should have been gone for half a minute and is still there: its node has died under it."""
-    for pod in pods:
-        due = parse_time(pod["metadata"].get("deletionTimestamp"))
-        phase = (pod.get("status") or {}).get("phase")
-        if (
-            due is not None
-            and phase in ("Running", "Pending", "Unknown")
-            and (now - due).total_seconds() > 30
-        ):
-            return pod
-    return None
+    """A pod whose node has died under it."""
+    return next(iter(lost_pods(pods, now)), None)
+
+
+def lost_pods(pods: Sequence[Manifest], now: datetime) -> list[Manifest]:
+    """Those that should have been gone for half a minute and are still there: their nodes do not answer."""
+    return [pod for pod in pods if _is_lost(pod, now)]
+
+
+def _is_lost(pod: Manifest, now: datetime) -> bool:
+    due = parse_time(pod["metadata"].get("deletionTimestamp"))
+    phase = (pod.get("status") or {}).get("phase")
+    alive = phase in ("Running", "Pending", "Unknown")
+    return due is not None and alive and (now - due).total_seconds() > 30
 
 
 def _trouble(pod: Manifest) -> Trouble | None:

@@ -29,17 +29,19 @@ from sftjob_operator.cluster.base import (
 )
 from sftjob_operator.effects import Apply, Check, Create, Delete, Effect, Patch
 from sftjob_operator.freshness import Freshness
-from sftjob_operator.gpus import GpuMemory
+from sftjob_operator.gpus import Gpus
 from sftjob_operator.needs import Needs, needs
 from sftjob_operator.planning.hardware import Hardware
 from sftjob_operator.policy.accept import read_sftjob
 from sftjob_operator.polling import ProgressPoller
 from sftjob_operator.settings import Settings
-from sftjob_operator.step import Step, step, unreadable
+from sftjob_operator.step import Step, broken, step, unreadable
 from sftjob_operator.worker import subject
 from sftjob_operator.world import NAME_TAKEN, Refusal, World
 
 logger = logging.getLogger(__name__)
+
+_STALE_SECONDS = 1.0
 
 HardwareSource = Callable[[SFTJob], Awaitable[Hardware]]
 
@@ -70,7 +72,7 @@ class Reconciler:
     ) -> None:
         """`hardware` tells what the planner plans for; default: the settings, else the nodes' labels."""
         self._cluster, self._view, self._settings, self._now = cluster, view, settings, now
-        self._hardware = hardware or GpuMemory(cluster, settings)
+        self._hardware = hardware or Gpus(cluster, settings)
         self._fresh = Freshness()
         self._poller = ProgressPoller(cluster, settings.poll_seconds)
 
@@ -89,15 +91,30 @@ class Reconciler:
         wait = self._fresh.wait(key, [body, *jobs])
         if wait > 0:
             return wait
-        next_step = await self._carry_out(key, body, jobs)
-        if not await self._write_status(key, body, next_step):
-            return None
-        for event in next_step.events:
+        try:
+            next_step = await self._carry_out(key, body, jobs)
+        except ClusterError:
+            raise
+        except Exception as error:  # a defect of ours: said where its owner looks, then the worker's to log
+            await self._tell(key, body, broken(body, error, self._now()))
+            raise
+        try:
+            is_there = await self._tell(key, body, next_step)
+        except Conflict as error:  # no failure: the view lags behind the spec, and is about to show it
+            logger.info("%s", error, extra=subject(key))
+            return _STALE_SECONDS
+        return next_step.requeue_after if is_there else None
+
+    async def _tell(self, key: Key, body: Manifest, planned: Step) -> bool:
+        """Status, then Events; False when the SFTJob is gone."""
+        if not await self._write_status(key, body, planned):
+            return False
+        for event in planned.events:
             logger.info(
                 "%s: %s", event.reason, event.message, extra=subject(key, body["metadata"].get("uid"))
             )
             await self._cluster.emit_event(body, event)
-        return next_step.requeue_after
+        return True
 
     async def _carry_out(self, key: Key, body: Manifest, jobs: Sequence[Manifest]) -> Step:
         """The step of this pass, its effects done; where a child was refused, the step that says so."""
@@ -126,11 +143,20 @@ class Reconciler:
             now=now,
             jobs=[*jobs, *unseen],
             pods=await self._pods(key, need) if need.pods else None,
-            missing=[ref for ref in need.prerequisites if await self._cluster.get(ref) is None],
+            prerequisites={ref: await self._find(ref) for ref in need.prerequisites},
             progress=await self._progress(key, need),
             hardware=await self._hardware(job) if need.hardware else Hardware(),
             settings=self._settings,
         )
+
+    async def _find(self, ref: Ref) -> Manifest | None:
+        """None = not there. What may not be read is taken to be there: the pods will say if it is not."""
+        try:
+            return await self._cluster.get(ref)
+        except Rejected as error:
+            if error.code != 403:
+                raise
+            return {}
 
     async def _pods(self, key: Key, need: Needs) -> Sequence[Manifest]:
         return await self._cluster.list("v1", "Pod", key.namespace, dict(need.pod_labels))

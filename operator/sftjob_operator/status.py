@@ -38,9 +38,12 @@ _TROUBLES = frozenset(
         "SecretMissing",
         "Unschedulable",
         "VolumeMissing",
+        "VolumeNotShared",
     }
 )
 """Reasons of Running=False that get an Event of their own although the status does not flip."""
+PASSING = frozenset({"TrainingSteps", "Evaluating", "SavingCheckpoint"})
+"""Reasons of Running=True that follow one another all the time while a job trains: no news."""
 
 
 def conditions(old: Status, says: Mapping[str, Say], generation: int, now: datetime) -> list[Condition]:

@@ -7,6 +7,7 @@ is looked at again after `requeue_after` seconds (None: something will happen to
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,8 +21,8 @@ from sftjob_operator.effects import Effect
 from sftjob_operator.policy.baseline import baseline
 from sftjob_operator.policy.decide import decide
 from sftjob_operator.policy.decision import Say
-from sftjob_operator.reports import parse_time
-from sftjob_operator.status import conditions, events, phase
+from sftjob_operator.reports import parse_time, sentence
+from sftjob_operator.status import PASSING, conditions, events, phase
 from sftjob_operator.world import World
 
 
@@ -62,23 +63,40 @@ def step(world: World) -> Step:
 
 def unreadable(manifest: Manifest, words: str, now: datetime) -> Step:
     """The step for an SFTJob that `policy.accept.read_sftjob` could not read: Accepted=False/InvalidSpec."""
+    return _instead(
+        manifest,
+        {"Accepted": Say("False", "InvalidSpec", words), "Running": Say("False", "NotAccepted", words)},
+        now,
+    )
+
+
+def broken(manifest: Manifest, error: Exception, now: datetime) -> Step:
+    """The step for an SFTJob over which the operator itself stumbles: what runs, runs on."""
+    words = (
+        f"the operator failed on this SFTJob ({type(error).__name__}: {sentence(str(error), 300)}): "
+        "report it with the traceback from the operator's log"
+    )
+    return _instead(manifest, {"Accepted": Say("False", "InternalError", words)}, now)
+
+
+def _instead(manifest: Manifest, says: Mapping[str, Say], now: datetime) -> Step:
+    """Only these conditions change; nothing else of the object is trusted or touched."""
     try:
         old = Status.model_validate(manifest.get("status") or {})
     except ValidationError:
         return Step()  # written by someone else: not ours to replace
     generation = int(manifest["metadata"].get("generation", 1))
-    says = {
+    known = {
         condition.type: Say(condition.status, condition.reason, condition.message)
         for condition in old.conditions
     }
     unknown = {
         **dict.fromkeys(("Prepared", "Planned"), Say("Unknown", "NotStarted")),
+        "Running": Say("False", "Pending"),
         "Suspended": Say("False", "NotSuspended"),
         **dict.fromkeys(("Complete", "Failed"), Say("False", "InProgress")),
     }
-    invalid = Say("False", "InvalidSpec", words)
-    not_running = Say("False", "NotAccepted", words)
-    found = conditions(old, {**unknown, **says, "Accepted": invalid, "Running": not_running}, generation, now)
+    found = conditions(old, {**unknown, **known, **says}, generation, now)
     new = old.model_copy(
         update={"conditions": found, "phase": phase(found), "observed_generation": generation}
     )
@@ -123,5 +141,7 @@ def _essence(status: Status) -> Status:
 
 
 def _quiet(condition: Condition) -> Condition:
-    passing = condition.type == "Running" and condition.status == "True"
-    return condition.model_copy(update={"message": ""}) if passing else condition
+    if condition.type != "Running" or condition.status != "True":
+        return condition
+    reason = "TrainingSteps" if condition.reason in PASSING else condition.reason
+    return condition.model_copy(update={"message": "", "reason": reason})

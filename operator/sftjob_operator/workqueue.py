@@ -34,11 +34,12 @@ class WorkQueue(Generic[K]):
         self._order = itertools.count()  # equal due times leave in the order they came
         self._active: dict[K, float | None] = {}  # value: when to run again, added while it was running
         self._failures: dict[K, int] = {}
+        self._resting: dict[K, float] = {}  # keys that have failed, and when their back-off ends
         self._changed = asyncio.Event()  # pulsed: wakes whoever waits at that moment
 
     def add(self, key: K, after: float = 0.0) -> None:
-        """Look at `key` in `after` seconds; where it waits already, the earlier time holds."""
-        due = self._now() + max(after, 0.0)
+        """Look at `key` in `after` seconds, or when its back-off ends; the earliest of several times holds."""
+        due = max(self._now() + max(after, 0.0), self._resting.get(key, 0.0))
         if key in self._active:
             again = self._active[key]
             self._active[key] = due if again is None else min(again, due)
@@ -63,16 +64,20 @@ class WorkQueue(Generic[K]):
             await self._changed_within(wait)
 
     def done(self, key: K, *, failed: bool = False) -> None:
-        """The pass is over. Success forgets earlier failures; failure adds the key after its back-off."""
+        """The pass is over. Success forgets earlier failures; failure adds the key after its back-off, and not
+        before: its own writes come back as events, and would make a failing key spin.
+        """
         again = self._active.pop(key)
+        if failed:
+            failures = self._failures.get(key, 0)
+            self._failures[key] = failures + 1
+            pause = min(self._backoff * 2.0 ** min(failures, 32), self._backoff_limit)
+            self._resting[key] = again = self._now() + pause
+        else:
+            self._failures.pop(key, None)
+            self._resting.pop(key, None)
         if again is not None:
             self.add(key, again - self._now())
-        if not failed:
-            self._failures.pop(key, None)
-            return
-        failures = self._failures.get(key, 0)
-        self._failures[key] = failures + 1
-        self.add(key, min(self._backoff * 2.0 ** min(failures, 32), self._backoff_limit))
 
     def failures(self, key: K) -> int:
         """Failed passes of `key` since its last success."""

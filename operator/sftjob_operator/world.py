@@ -5,7 +5,7 @@ Time is in it, so that a decision is a value: the same world always gives the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -41,8 +41,8 @@ class World:
     """batch/v1 Jobs labelled with this SFTJob's name (those of an earlier namesake are told apart by uid)."""
     pods: Sequence[Manifest] | None = None
     """Pods with `Needs.pod_labels`; None = not looked at."""
-    missing: Sequence[Ref] = ()
-    """Those of `Needs.prerequisites` that do not exist."""
+    prerequisites: Mapping[Ref, Manifest | None] = field(default_factory=dict)
+    """Those of `Needs.prerequisites`; None = it does not exist, {} = it may not be read."""
     progress: Progress | None = None
     """Read by `reports.read_progress`; None = not asked, not to be had or not readable."""
     refusal: Refusal | None = None

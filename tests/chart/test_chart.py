@@ -149,6 +149,21 @@ def test_namespaces_scope_gives_no_right_outside_of_them(render: Render):
     assert environment(manifests)["SFTJOB_OPERATOR_NAMESPACES"] == "team-a,team-b"
 
 
+def test_the_right_to_read_secrets_can_be_kept_back(render: Render):
+    manifests = render("--set", "rbac.readSecrets=false")
+    (role,) = [one for one in of_kind(manifests, "ClusterRole") if one["metadata"]["name"] == "sftjob"]
+    assert rights([role]) == {key: verbs for key, verbs in (WORK | NODES).items() if key != ("", "secrets")}
+
+
+def test_a_second_release_for_the_whole_cluster_collides_with_the_first(helm: Path):
+    command = [str(helm), "template", "another", str(CHART), "--namespace", "elsewhere"]
+    rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    manifests = [manifest for manifest in yaml.safe_load_all(rendered) if manifest]
+    assert bound_to_the_operator(manifests)[("sftjob", None)] == "another-sftjob"
+    roles = {one["metadata"]["name"] for one in of_kind(manifests, "ClusterRole")}
+    assert roles == {"sftjob", "another-sftjob-view", "another-sftjob-edit"}
+
+
 def test_people_get_sftjobs_through_the_roles_they_have(render: Render):
     roles = {one["metadata"]["name"]: one for one in of_kind(render(), "ClusterRole")}
     assert rights([roles["sftjob-view"]]) == {

@@ -95,6 +95,25 @@ def test_a_raw_key_that_contradicts_a_typed_field_is_refused_naming_both(spec, b
         ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, "zero_optimization.offload_param"),
         ({"pipeline": {"stages": 2}}, "pipeline"),
         ({"data_efficiency": {"enabled": True}}, "data_efficiency"),
+        ({"zero_optimizaton": {"stage": 3}}, "zero_optimizaton: DeepSpeed has no such key"),
+        ({"zero_optimizaton": "auto"}, "write zero_optimization, or remove it"),
+        (
+            {"zero_optimization": {"overlap_com": True}},
+            "zero_optimization.overlap_com: DeepSpeed has no such",
+        ),
+        ({"zero_optimization": {"overlap_com": True}}, "write overlap_comm, or remove it"),
+        ({"made_up": 1}, "would ignore it; remove it"),
+        ({"nebula": {}}, "nebula: DeepSpeed has no such key"),
+        ({"fp16": {"loss_scale": 128}}, "fp16: fp16 is not supported"),
+        ({"fp16": {"enabled": "auto", "loss_scale": 128}}, "set enabled: false"),
+        ({"bfloat16": {"enabled": True}}, "write bf16"),
+        ({"bf16": {"bf16_optimizer_states": True}}, "bf16.bf16_optimizer_states"),
+        ({"optimizer": {"enabled": False}}, "spec.training.optimizer"),
+        ({"scheduler": {"enabled": False}}, "spec.training.scheduler"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "data_types.grad_accum_dtype: remove it"),
+        ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zero_optimization.zenflow"),
+        ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op"),
+        ({"x" * 100_000: 1}, "would ignore it"),
     ],
 )
 def test_a_raw_key_that_would_be_ignored_is_refused_with_what_to_do_instead(config, advice):
@@ -107,6 +126,8 @@ def test_a_raw_key_that_would_be_ignored_is_refused_with_what_to_do_instead(conf
     ("config", "path"),
     [
         ({"zero_optimization": True}, "zero_optimization"),
+        ({"zero_optimization": False}, "zero_optimization"),
+        ({"data_types": 1}, "data_types"),
         ({"zero_optimization": {"stage": "2"}}, "zero_optimization.stage"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage"),
         ({"bf16": {"enabled": "yes"}}, "bf16.enabled"),
@@ -150,6 +171,24 @@ def test_a_raw_key_fills_the_typed_field_that_is_unset_and_the_rest_is_handed_on
         "bf16": {"immediate_grad_update": True},
         "wall_clock_breakdown": True,
     }
+
+
+def test_what_says_that_it_is_switched_off_is_let_pass_and_not_handed_on():
+    spec = raw(
+        {
+            "zero_optimization": {
+                "offload_optimizer": {"device": "none", "pin_memory": True},
+                "cpu_offload": False,
+            },
+            "fp16": {"enabled": False, "loss_scale": 0},
+            "amp": {"enabled": False, "opt_level": "O1"},
+            "prescale_gradients": False,
+            "scheduler": None,
+        }
+    )
+    job = read_sftjob(sftjob(**spec))
+    assert objection(job) is None
+    assert intent(job.spec).raw == {}
 
 
 def test_equal_values_are_no_conflict():
@@ -234,6 +273,13 @@ def test_the_number_of_ranks(workers, world_size):
             "spec.workers.gpusPerNode is 2",
         ),
         ({"workers": {"resources": {"limits": {"memory": "64 GB"}}}}, "InvalidQuantity", "limits.memory"),
+        ({"workers": {"resources": {"limits": {"memory": "-1Gi"}}}}, "InvalidQuantity", "limits.memory"),
+        (
+            {"workers": {"resources": {"limits": {"memory": "1e999999999"}}}},
+            "InvalidQuantity",
+            "limits.memory",
+        ),
+        ({"prepare": {"resources": {"requests": {"cpu": "1e400"}}}}, "InvalidQuantity", "requests.cpu"),
         ({"workers": {"sharedMemory": "lots"}}, "InvalidQuantity", "spec.workers.sharedMemory"),
         ({"data": {"train": [{"inline": "x" * 65536}] * 9}}, "InlineDataTooLarge", "spec.data"),
     ],

@@ -120,11 +120,23 @@ def test_progress_alone_is_written_only_now_and_then_and_a_condition_at_once():
     assert scene.step(10).status is not None
     scene.progress = progress(step=2)
     assert scene.step(10).status is None
-    scene.progress = progress(step=3, state="Saving")
+    scene.progress = progress(step=3, state="Exporting")
     assert scene.step(1).status is not None
-    scene.progress = progress(step=4, state="Saving")
+    scene.progress = progress(step=4, state="Exporting")
     assert scene.step(35).status is not None
     assert scene.step(60).status is None, "nothing has changed"
+
+
+def test_steps_evaluations_and_checkpoints_that_take_turns_are_progress_and_no_news():
+    scene = Scene()
+    scene.start()
+    scene.progress = progress(step=1)
+    scene.step(10)
+    writes = 0
+    for step in range(2, 14):
+        scene.progress = progress(step=step, state=("Saving", "Evaluating", "Training")[step % 3])
+        writes += scene.step(10).status is not None
+    assert writes == 4, "two minutes, once in half a minute"
 
 
 def test_progress_of_another_attempt_is_not_believed():

@@ -183,6 +183,15 @@ def test_a_gpu_gets_as_many_sequences_as_keep_it_busy_and_a_cpu_one():
     assert choose(SMALL, GPU80, workers={"gpusPerNode": 0}, **parts).micro_batch_size == 1
 
 
+def test_gpus_without_bf16_are_planned_with_fp32_as_the_pods_will_choose():
+    parts = {"workers": {"nodes": 1, "gpusPerNode": 1}}
+    without = Hardware(gpu_memory_bytes=16 * GIB, gpu_bf16=False)
+    old = choose(SMALL, without, **parts)
+    assert old.memory_bytes == choose(SMALL, without, training={"precision": "fp32"}, **parts).memory_bytes
+    new = choose(SMALL, Hardware(gpu_memory_bytes=16 * GIB), **parts)
+    assert (new.activation_checkpointing, old.activation_checkpointing) == ("None", "Full")
+
+
 def test_a_cpu_of_unknown_memory_is_assumed_to_suffice():
     found = choose(LLAMA_8B, Hardware(), workers={"nodes": 2, "gpusPerNode": 0})
     assert (found.zero_stage, found.available_bytes) == (2, None)
@@ -281,6 +290,10 @@ def test_the_digest_speaks_of_the_choices_and_not_of_the_estimate():
         ("1500m", 1),
         ("1Ei", 2**60),
         ("2E", 2 * 10**18),
+        ("+1Ki", 1024),
+        ("-0", 0),
+        ("1e-400", 0),
+        (str(2**63 - 1), 2**63 - 1),
     ],
 )
 def test_quantities_are_read_as_kubernetes_reads_them(quantity, size):
@@ -291,6 +304,25 @@ def test_quantities_are_read_as_kubernetes_reads_them(quantity, size):
 def test_what_is_no_quantity_is_said(text):
     with pytest.raises(ValueError, match="is not a quantity"):
         quantity_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("-1Gi", "'-1Gi' is negative"),
+        (-1, "-1 is negative"),
+        (2**63, "is more than Kubernetes can count"),
+        ("8Ei", "is more than Kubernetes can count"),
+        ("1e400", "'1e400' is more than"),
+        ("1e999999999", "is not a quantity"),
+        ("9" * 2_000_000, "is not a quantity"),
+    ],
+    ids=["negative", "negative number", "2^63", "suffix", "1e400", "decimal overflow", "two megabytes"],
+)
+def test_a_quantity_that_no_machine_has_is_refused_in_a_short_sentence(text, words):
+    with pytest.raises(ValueError, match=words) as refused:
+        quantity_bytes(text)
+    assert len(str(refused.value)) < 120
 
 
 def test_sizes_for_people_and_for_status():

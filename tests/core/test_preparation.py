@@ -39,24 +39,81 @@ def test_the_claim_and_the_secrets_are_looked_at_before_anything_is_made():
             "VolumeMissing",
             "spec.workspace.claimName: waiting for PersistentVolumeClaim ws in namespace team",
         ),
-        (SECRET, "SecretMissing", "spec: waiting for Secret hf-token in namespace team"),
+        (SECRET, "SecretMissing", "spec.model.secretRef: waiting for Secret hf-token in namespace team"),
+        (
+            PULL,
+            "SecretMissing",
+            "spec.workers.imagePullSecrets: waiting for Secret regcred in namespace team",
+        ),
     ],
 )
 def test_what_is_missing_is_waited_for_and_goes_on_when_it_appears(missing, reason, words):
-    scene = Scene(sftjob(model={"path": None, "uri": "hf://a/b", "secretRef": {"name": "hf-token"}}))
+    scene = Scene(
+        sftjob(
+            model={"path": None, "uri": "hf://a/b", "secretRef": {"name": "hf-token"}},
+            workers={"imagePullSecrets": [{"name": "regcred"}]},
+        )
+    )
     scene.missing = [missing]
     waits = []
     for seconds in (0, 5, 10, 15, 30, 600):
         last = scene.step(seconds)
         assert last.effects == ()
         waits.append(last.requeue_after)
-    assert waits == [5, 10, 15, 30, 60, 60]
+    assert waits == [5, 10, 10, 10, 10, 10]
     assert scene.says("Running") == ("False", reason)
     assert scene.condition("Running")["message"] == words
     assert scene.says("Failed") == ("False", "InProgress")
     assert [event.reason for event in scene.events] == ["Valid", reason]
     scene.missing = []
     scene.step(60)
+    assert scene.says("Running") == ("False", "Preparing")
+
+
+def test_a_restart_does_without_the_secret_that_only_preparation_uses():
+    scene = Scene(sftjob(model={"path": None, "uri": "hf://a/b", "secretRef": {"name": "hf-token"}}))
+    scene.start()
+    scene.missing = [SECRET]
+    scene.end(1, exited(70), [scene.ended_pod(1, 70)])
+    scene.step(5)
+    scene.step(10)
+    assert scene.attempt(2)["state"] == "Pending"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "claim", "shared"),
+    [
+        (2, {"spec": {"accessModes": ["ReadWriteMany"]}}, True),
+        (2, {"spec": {"accessModes": ["ReadWriteOnce"]}}, False),
+        (2, {"spec": {"accessModes": ["ReadWriteOncePod"]}}, False),
+        (1, {"spec": {"accessModes": ["ReadWriteOnce"]}}, True),
+        (
+            2,
+            {
+                "spec": {"accessModes": ["ReadWriteOnce"]},
+                "status": {"accessModes": ["ReadWriteOnce", "ReadWriteMany"]},
+            },
+            True,
+        ),
+    ],
+    ids=["shared", "one node's", "one pod's", "one node", "bound to a shared volume"],
+)
+def test_a_volume_that_the_nodes_cannot_share_is_said_before_anything_is_made(nodes, claim, shared):
+    scene = Scene(sftjob(workers={"nodes": nodes}))
+    scene.found = {CLAIM: claim}
+    last = scene.step()
+    if shared:
+        assert scene.says("Running") == ("False", "Preparing")
+        return
+    assert last.effects == ()
+    assert scene.says("Running") == ("False", "VolumeNotShared")
+    assert scene.condition("Running")["message"] == (
+        f"spec.workspace.claimName: PersistentVolumeClaim ws is {claim['spec']['accessModes'][0]}, which 2 nodes "
+        "cannot share: name a ReadWriteMany claim, or set spec.workers.nodes: 1"
+    )
+    assert last.requeue_after == 5
+    scene.manifest["spec"]["workers"]["nodes"] = 1
+    scene.step(5)
     assert scene.says("Running") == ("False", "Preparing")
 
 
@@ -223,6 +280,61 @@ def test_a_deleted_prepare_job_is_made_again():
     scene.objects.clear()
     scene.step(5)
     assert len(scene.jobs("prepare")) == 1
+
+
+def test_facts_beyond_all_measure_are_planned_with_like_any_others():
+    """The image is the user's: what its pod says may be large, but never stops the operator."""
+    scene = Scene()
+    huge = {**FACTS["model"], "hidden_size": 2**52, "layers": 2**52, "vocabulary_size": 2**52}
+    message = Outcome.model_validate(
+        {"outcome": "Succeeded", "reason": "Succeeded", "prepare": {**FACTS, "model": huge}}
+    ).to_json()
+    scene.step()
+    scene.end(None, None, [scene.ended_pod(None, 0, message, reason="Completed")])
+    scene.step(5)
+    assert scene.says("Planned") == ("True", "Fits"), "the memory of a CPU is unknown here"
+    scene.step(5)
+
+
+def test_a_preparation_on_a_lost_node_is_tried_again_elsewhere_without_charge():
+    """The pod stays Running+Terminating for ever: the Job is released and another takes its place."""
+    scene = Scene(sftjob(failurePolicy={"maxRestarts": 0}))
+    scene.step()
+    first = scene.job()["metadata"]["name"]
+    deleted = {"deletionTimestamp": "2026-01-01T12:05:00Z"}
+    scene.starting(None, [scene.pod(None, phase="Running", metadata=deleted)])
+    scene.step(320)
+    assert scene.says("Running")[1] != "Restarting", "it still has half a minute"
+    scene.step(11)
+    assert scene.says("Running") == ("False", "Restarting")
+    assert (
+        "preparation failed (NodeLost): node node-0 does not answer" in scene.condition("Running")["message"]
+    )
+    assert not [ref for ref in scene.objects if ref.name == first], "its ConfigMap and Job have gone"
+    scene.step(10)
+    assert len(scene.jobs("prepare")) == 1
+    assert scene.says("Failed") == ("False", "InProgress")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"suspend": True}, ("False", "Suspended")),
+        ({"workers": {"nodes": 3, "gpusPerNode": 0}}, ("False", "NotAccepted")),
+        ({"workspace": {"claimName": "other"}}, ("False", "VolumeMissing")),
+    ],
+    ids=["suspended", "refused", "blocked"],
+)
+def test_what_prepares_for_a_spec_that_is_no_more_is_removed_whatever_stands_still(change, says):
+    scene = Scene()
+    scene.missing = [Ref("v1", "PersistentVolumeClaim", "team", "other")]
+    scene.step()
+    scene.run(None)
+    scene.manifest["spec"] |= {"data": {"train": [{"path": "data/other.jsonl"}]}, **change}
+    scene.step(5)
+    assert scene.says("Running") == says
+    assert not scene.jobs("prepare")
+    assert scene.step(5).effects == ()
 
 
 def test_an_unreadable_record_of_preparation_is_only_a_reason_to_prepare_again():

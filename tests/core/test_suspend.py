@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sftjob_operator.api import names
 from sftjob_operator.effects import Patch
 from worlds import Scene, exited, failed_outcome, prepared_outcome, progress, sftjob
@@ -56,6 +58,35 @@ def test_a_running_job_saves_stops_and_goes_on_in_the_same_job():
     assert scene.says("Running") == ("True", "TrainingSteps")
     assert (scene.attempt(1)["state"], scene.attempt(1)["runs"]) == ("Running", 2)
     assert len(scene.jobs()) == 1
+
+
+@pytest.mark.parametrize("number", [None, 1], ids=["prepare", "attempt"])
+def test_a_pod_on_a_dead_node_does_not_hold_up_a_suspension_and_is_gone_on_without(number):
+    scene = Scene()
+    scene.step() if number is None else scene.start()
+    scene.run(number)
+    suspend(scene)
+    scene.step(5)
+    scene.suspend(number)
+    scene.job(number)["status"]["terminating"] = 1
+    stuck = {"deletionTimestamp": "2026-01-01T12:02:10Z"}
+    scene.pods = [scene.pod(number, 0, phase="Running", metadata=stuck)]
+    scene.step(60)
+    assert scene.says("Suspended") == ("False", "Suspending"), "it may still be saving"
+    last = scene.step(120)
+    assert scene.says("Suspended") == ("True", "SuspendedByUser")
+    name = scene.pods[0]["metadata"]["name"]
+    assert f"the node does not answer: pod {name} on node node-0" in scene.condition("Suspended")["message"]
+    assert (last.effects, last.requeue_after) == ((), None)
+    suspend(scene, False)
+    scene.step(600)
+    assert scene.says("Running") == ("False", "Resuming")
+    scene.job(number)["status"] = {"terminating": 1}
+    scene.step(10)
+    assert scene.says("Running") == ("False", "Restarting")
+    assert "NodeLost" in scene.condition("Running")["message"]
+    scene.step(10)
+    assert len(scene.jobs("prepare" if number is None else "train")) == 1
 
 
 def test_a_resumed_gang_is_given_time_to_start_again():

@@ -122,6 +122,7 @@ class FakeCluster:
             for ref, manifest in self.objects.items()
             if (ref.api, ref.kind) == (api, kind)
             and namespace in ("", ref.namespace)
+            and not (kind == "Node" and (manifest.get("spec") or {}).get("unschedulable"))
             and labels.items() <= (manifest["metadata"].get("labels") or {}).items()
         ]
 

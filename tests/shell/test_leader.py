@@ -135,7 +135,23 @@ async def test_a_leader_that_cannot_renew_stops_before_another_may_start(how: st
     broken = time()
     assert "could not be renewed" in await holding
     assert Timing().renew_deadline - Timing().retry <= time() - broken
-    assert time() - broken < Timing().lease - Timing().retry
+    assert time() - broken <= Timing().renew_deadline, "not a pause later"
+
+
+async def test_the_first_deadline_counts_from_before_the_request_that_took_the_lease() -> None:
+    cluster = Unreachable("refuses")
+
+    async def slowly(manifest: Manifest, *, dry_run: bool = False) -> Manifest:
+        await asyncio.sleep(2.5)
+        return await FakeCluster.create(cluster, manifest, dry_run=dry_run)
+
+    cluster.create = slowly  # type: ignore[method-assign]
+    election = Election(cluster, LEASE, "a")
+    await election.acquire()
+    assert time() == pytest.approx(2.5, abs=0.1)
+    cluster.broken = True
+    assert "could not be renewed" in await election.hold()
+    assert time() == pytest.approx(Timing().renew_deadline, abs=0.1)
 
 
 async def test_a_short_outage_does_not_end_leadership() -> None:
@@ -178,5 +194,7 @@ async def test_a_deleted_lease_is_written_again() -> None:
 def test_timings_that_allow_two_leaders_are_refused() -> None:
     with pytest.raises(ValueError, match="renew_deadline"):
         Timing(lease=10, renew_deadline=10)
+    with pytest.raises(ValueError, match="renew_deadline"):
+        Timing(lease=15, renew_deadline=10, request=4, retry=2)
     with pytest.raises(ValueError, match="request"):
         Timing(renew_deadline=5, request=4, retry=2)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sftjob_operator.api.names import LABEL_JOB
+from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.cluster.base import (
     ClusterError,
     Conflict,
@@ -22,6 +23,7 @@ from sftjob_operator.cluster.base import (
     Rejected,
     ref_of,
 )
+from sftjob_operator.planning.hardware import Hardware
 from sftjob_operator.reconcile import Reconciler
 from sftjob_operator.settings import Settings
 from sftjob_operator.worker import Workers
@@ -258,8 +260,19 @@ async def test_a_missing_claim_is_waited_for() -> None:
         assert operator.says("Running") == ("False", "VolumeMissing")
         assert "ws" in operator.message("Running")
         assert operator.jobs() == []
+        await asyncio.sleep(600)
         operator.cluster.put(claim())
-        await asyncio.sleep(61)
+        await asyncio.sleep(11)
+        assert len(operator.jobs()) == 1
+
+
+async def test_a_secret_that_may_not_be_read_is_left_to_the_pod_that_needs_it() -> None:
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        operator.cluster.fail("get", "Secret", Rejected(403, "Forbidden", "secrets is forbidden"), times=99)
+        operator.cluster.put(sftjob(workers={"imagePullSecrets": [{"name": "regcred"}]}))
+        await asyncio.sleep(1)
+        assert set(operator.results) == {"ok"}
         assert len(operator.jobs()) == 1
 
 
@@ -272,6 +285,33 @@ async def test_an_unreadable_spec_is_a_condition_and_no_crash() -> None:
         assert operator.says("Accepted") == ("False", "InvalidSpec")
         assert "nodes" in operator.message("Accepted")
         assert set(operator.results) == {"ok"}
+
+
+async def test_a_defect_of_the_operator_is_a_condition_and_a_traceback_and_passes_by_itself(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken = True
+
+    async def hardware(job: SFTJob) -> Hardware:
+        if broken:
+            raise ZeroDivisionError("division by zero")
+        return Hardware()
+
+    async with operating() as operator:
+        operator.reconciler._hardware = hardware
+        operator.cluster.put(claim())
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(30)
+        assert operator.says("Accepted") == ("False", "InternalError")
+        assert "ZeroDivisionError: division by zero" in operator.message("Accepted")
+        assert set(operator.results) == {"error"}
+        assert "Traceback" in caplog.text
+        assert [event.reason for event in operator.cluster.events] == ["InternalError"]
+        assert operator.cluster.calls.count(("patch_status", "SFTJob")) == 1
+        broken = False
+        await asyncio.sleep(60)
+        assert operator.says("Accepted") == ("True", "Valid")
+        assert len(operator.jobs()) == 1
 
 
 # ------------------------------------------------------------------ the cluster says no

@@ -101,6 +101,25 @@ async def test_failures_back_off_exponentially_up_to_the_limit() -> None:
     assert queue.failures("a") == 6
 
 
+@pytest.mark.parametrize("when", ["during the pass", "after it"])
+async def test_an_event_does_not_shorten_the_back_off_of_a_failed_key(when: str) -> None:
+    queue: WorkQueue[str] = WorkQueue(backoff_seconds=8)
+    queue.add("a")
+    await queue.get()
+    if when == "during the pass":
+        queue.add("a")
+    queue.done("a", failed=True)
+    started = time()
+    if when == "after it":
+        await asyncio.sleep(1)
+        queue.add("a")
+    assert await queue.get() == "a"
+    assert time() - started == pytest.approx(8)
+    queue.done("a")
+    queue.add("a")
+    assert await take_within(queue, 1) == "a", "success ends the rest"
+
+
 async def test_success_forgets_earlier_failures() -> None:
     queue: WorkQueue[str] = WorkQueue(backoff_seconds=1)
     queue.add("a")

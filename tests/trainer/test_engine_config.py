@@ -1,5 +1,7 @@
 """DeepSpeed's configuration: what we decide, what we default, and what the user may add."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import gang
 from sft_trainer.config import TrainConfig
 from sft_trainer.engine import deepspeed_config, merged
+from sftjob_operator.planning import rawkeys
 
 
 def settings(tmp_path: Path, precision: Any = "fp32", **changes: Any) -> dict[str, Any]:
@@ -46,6 +49,60 @@ def test_bf16_accumulates_gradients_in_fp32_where_deepspeed_can(
     made = settings(tmp_path, "bf16", deepspeed__zeroStage=stage)
     assert made["bf16"] == {"enabled": True}
     assert made.get("data_types") == types
+
+
+class Recording(dict[str, Any]):
+    """A configuration that remembers which of its keys were looked for."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.asked: set[str] = set()
+
+    def __copy__(self) -> Recording:
+        return self
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def keys(self) -> Any:
+        return self
+
+
+def test_the_keys_that_are_accepted_are_those_which_this_deepspeed_reads() -> None:
+    from deepspeed.runtime import config
+
+    asking = Recording({"train_batch_size": 1})
+    config.DeepSpeedConfig(asking)
+    read = asking.asked - config._REMOVED_TOP_LEVEL_CONFIG_KEYS.keys()
+    accepted = rawkeys.HANDED_ON | rawkeys.ABSORBED
+    assert accepted <= read, "nothing is handed on that would be ignored"
+    assert read <= accepted | rawkeys.REFUSED.keys(), "a new key needs a decision"
+
+
+def test_the_keys_of_sections_are_those_of_deepspeeds_models() -> None:
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    for model, accepted, refused in (
+        (DeepSpeedZeroConfig, rawkeys.ZERO_HANDED_ON, rawkeys.ZERO_REFUSED),
+        (DeepSpeedBF16Config, rawkeys.BF16_HANDED_ON, rawkeys.BF16_REFUSED),
+    ):
+        fields = model.model_fields
+        aliases = {field.alias for field in fields.values() if field.alias}
+        assert fields.keys() | aliases == accepted | refused.keys()
+
+
+def test_the_keys_of_data_types_are_those_which_this_deepspeed_reads() -> None:
+    from deepspeed.runtime import config
+
+    asking = Recording()
+    config.DeepSpeedConfig({"train_batch_size": 1, "data_types": asking})
+    assert asking.asked == rawkeys.DATA_TYPES_HANDED_ON | rawkeys.DATA_TYPES_REFUSED.keys()
 
 
 def test_merging_changes_neither_side() -> None:

@@ -233,6 +233,15 @@ async def test_a_long_list_is_read_page_by_page(script: Script, cluster: Kuberne
     assert script.asked[1][2]["continue"] == "next"
 
 
+async def test_of_nodes_only_the_names_and_labels_are_read_and_no_cordoned_ones(
+    script: Script, cluster: KubernetesCluster
+) -> None:
+    script.say(200, {"metadata": {}, "items": [{"metadata": {"name": "n"}}]})
+    assert await cluster.list("v1", "Node", "", {}) == [{"metadata": {"name": "n"}}]
+    assert script.asked[0][2]["fieldSelector"] == "spec.unschedulable=false"
+    assert "as=PartialObjectMetadataList" in script.asked[0][4]["Accept"]
+
+
 async def test_a_lost_event_is_no_reason_to_stop(script: Script, cluster: KubernetesCluster) -> None:
     script.say(403, status("Forbidden", "no"))
     regarding = {

@@ -64,10 +64,12 @@ subjects:
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get]
+{{- if .Values.rbac.readSecrets }}
 # Only whether a Secret named in an SFTJob exists: the operator asks for its metadata, never for its content.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get]
+{{- end }}
 - apiGroups: [""]
   resources: [events]
   verbs: [create]

@@ -18,7 +18,7 @@ from sftjob_operator.cli.errors import FAILED, INTERRUPTED, OK, USAGE
 from sftjob_operator.cluster.base import Key, Manifest, Ref
 from sftjob_operator.cluster.local import LocalCluster, node
 from sftjob_operator.cluster.local.objects import is_finished
-from sftjob_operator.planning.hardware import Hardware
+from sftjob_operator.planning.hardware import BF16_MAJOR, Hardware
 from sftjob_operator.reconcile import Reconciler
 from sftjob_operator.settings import Settings
 from sftjob_operator.worker import Workers
@@ -141,9 +141,10 @@ def outcome(job: Manifest) -> int | None:
 
 async def hardware(job: SFTJob) -> Hardware:
     """What the planner plans for: this machine, shared by the job's pods."""
-    memories = node.gpu_memory_mib()
+    memories, majors = node.gpu_memory_mib(), node.gpu_majors()
     return Hardware(
         gpu_memory_bytes=min(memories) * 2**20 if memories else None,
+        gpu_bf16=min(majors) >= BF16_MAJOR if majors else None,
         host_memory_bytes=node.memory_bytes() // job.spec.workers.nodes,
     )
 

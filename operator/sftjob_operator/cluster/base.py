@@ -65,7 +65,7 @@ class Cluster(Protocol):
         """Read one object from the API server, None when it is not there."""
 
     async def list(self, api: str, kind: str, namespace: str, labels: dict[str, str]) -> Sequence[Manifest]:
-        """Read the objects with these labels from the API server."""
+        """Read the objects with these labels from the API server; of Nodes those that are not cordoned."""
 
     async def patch_status(
         self, ref: Ref, status: Manifest, *, uid: str | None = None, generation: int | None = None

@@ -37,6 +37,7 @@ LOG_BYTES = 64 * 1024
 EVENT_MESSAGE_LIMIT = 1024
 # Only existence and labels matter: Secrets' contents never enter this process, and a node list stays small.
 METADATA_KINDS = frozenset({"Secret", "Node"})
+FIELDS = {"Node": "spec.unschedulable=false"}  # no pod of ours comes to a cordoned node
 
 
 class KubernetesCluster:
@@ -91,12 +92,12 @@ class KubernetesCluster:
     async def list(self, api: str, kind: str, namespace: str, labels: dict[str, str]) -> Sequence[Manifest]:
         """An empty namespace means cluster-wide."""
         accept = METADATA_LIST_ONLY if kind in METADATA_KINDS else JSON
-        return await self._pages(collection(Ref(api, kind, namespace, "")), labels, accept)
+        return await self._pages(Ref(api, kind, namespace, ""), labels, accept)
 
     async def uids(self, api: str, kind: str, namespace: str, labels: dict[str, str]) -> set[str]:
         """Which objects there are, without reading them."""
-        path = collection(Ref(api, kind, namespace, ""))
-        return {item["metadata"]["uid"] for item in await self._pages(path, labels, METADATA_LIST_ONLY)}
+        found = await self._pages(Ref(api, kind, namespace, ""), labels, METADATA_LIST_ONLY)
+        return {item["metadata"]["uid"] for item in found}
 
     async def serves(self, api: str, plural: str) -> bool:
         """Whether the API server knows this kind."""
@@ -106,13 +107,15 @@ class KubernetesCluster:
             return False
         return any(resource["name"] == plural for resource in found.get("resources", ()))
 
-    async def _pages(self, path: str, labels: dict[str, str], accept: str) -> Sequence[Manifest]:
+    async def _pages(self, ref: Ref, labels: dict[str, str], accept: str) -> Sequence[Manifest]:
         query = {"limit": str(PAGE)}
+        if ref.kind in FIELDS:
+            query["fieldSelector"] = FIELDS[ref.kind]
         if labels:
             query["labelSelector"] = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
         items: list[Manifest] = []
         while True:
-            page = await self._api.json("GET", path, query=query, accept=accept)
+            page = await self._api.json("GET", collection(ref), query=query, accept=accept)
             items += page.get("items", [])
             query["continue"] = page.get("metadata", {}).get("continue", "")
             if not query["continue"]:

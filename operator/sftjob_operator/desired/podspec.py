@@ -141,7 +141,8 @@ def _environment(theirs: Sequence[EnvVar]) -> list[Manifest]:
         "HOME": f"{RUN}/home",
         **_CACHES,
     }
-    merged = {**ours, **{variable.name: variable.value for variable in theirs}}
+    # "As it is": Kubernetes would put another variable's value for $(NAME), and makes one $ of two.
+    merged = {**ours, **{variable.name: variable.value.replace("$", "$$") for variable in theirs}}
     return [
         {"name": name, "value": value} if isinstance(value, str) else {"name": name, "valueFrom": value}
         for name, value in merged.items()

@@ -90,7 +90,8 @@ def plan(spec: Spec, model: ModelFacts, hardware: Hardware, keep: PlanStatus | N
     if keep is not None and keep.world_size == wanted.world_size:
         return _kept(spec, wanted, keep)
     smallest: Candidate | None = None
-    for candidate in candidates(spec, wanted, model, known=available is not None):
+    precision = wanted.precision or expected_precision(wanted, hardware)
+    for candidate in candidates(spec, wanted, model, precision, known=available is not None):
         if available is None or candidate.memory.total <= available:
             return _plan(spec, wanted, candidate, available)
         if smallest is None or candidate.memory.total < smallest.memory.total:
@@ -100,7 +101,9 @@ def plan(spec: Spec, model: ModelFacts, hardware: Hardware, keep: PlanStatus | N
     return NoFit(smallest, available)
 
 
-def candidates(spec: Spec, wanted: Intent, model: ModelFacts, *, known: bool) -> Iterator[Candidate]:
+def candidates(
+    spec: Spec, wanted: Intent, model: ModelFacts, precision: Literal["bf16", "fp32"], *, known: bool
+) -> Iterator[Candidate]:
     """All strategies that the spec allows, the preferred ones first."""
     for micro in _micro_batches(wanted, spec.data.max_length):
         for checkpointing in _checkpointing(wanted):
@@ -111,11 +114,16 @@ def candidates(spec: Spec, wanted: Intent, model: ModelFacts, *, known: bool) ->
                     micro_batch_size=micro,
                     max_length=spec.data.max_length,
                     checkpointing=checkpointing == "Full",
-                    precision=wanted.precision or ("bf16" if wanted.accelerator == "gpu" else "fp32"),
+                    precision=precision,
                     accelerator=wanted.accelerator,
                     lora_rank=lora_rank(spec),
                 )
                 yield Candidate(stage, micro, checkpointing, estimate(model, shape))
+
+
+def expected_precision(wanted: Intent, hardware: Hardware) -> Literal["bf16", "fp32"]:
+    """What the pods will choose (sft_trainer.precision): bf16 on a GPU, unless one is known not to have it."""
+    return "bf16" if wanted.accelerator == "gpu" and hardware.gpu_bf16 is not False else "fp32"
 
 
 def lora_rank(spec: Spec) -> int | None:

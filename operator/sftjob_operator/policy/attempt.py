@@ -7,7 +7,7 @@ from sftjob_operator.api.objects import Manifest, Ref
 from sftjob_operator.api.status import AttemptStatus, ProgressStatus, ResultStatus
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.effects import Delete
-from sftjob_operator.failure import disrupted, failure, without_result
+from sftjob_operator.failure import disrupted, failure, node_lost, without_result
 from sftjob_operator.observe import Observed
 from sftjob_operator.pods import PodEnd, lost_pod, of_job, pod_end
 from sftjob_operator.policy.decision import Answer, Decision, Say, not_running
@@ -40,7 +40,7 @@ def follow(world: World, seen: Observed) -> Answer:
     if job.spec.suspend or child.suspended:
         record = live_record(record, child)
         status = with_record(job.status, record)
-        return hold(status, child) if job.spec.suspend else paused(status, child)
+        return hold(world, status, child) if job.spec.suspend else paused(status, child)
     lost = None if pods is None else lost_pod(pods, world.now)
     if lost is not None:
         return _lost(world, record, child, lost)
@@ -76,9 +76,7 @@ def _ended(world: World, record: AttemptStatus, child: BatchJob, pods: list[Mani
 
 def _lost(world: World, record: AttemptStatus, child: BatchJob, lost: Manifest) -> Answer:
     """A node died with a pod on it: that Job would wait for ever, so its other pods are released with it."""
-    node = (lost.get("spec") or {}).get("nodeName")
-    why = disrupted(f"node {node} does not answer and pod {lost['metadata']['name']} cannot end", "NodeLost")
-    return after_failure(world, record, why, world.now, (Delete(child.ref, child.uid),))
+    return after_failure(world, record, node_lost(lost), world.now, (Delete(child.ref, child.uid),))
 
 
 def _is_to_be_replaced(world: World, record: AttemptStatus, child: BatchJob) -> bool:

@@ -9,12 +9,15 @@ from sftjob_operator.effects import Effect
 from sftjob_operator.observe import Observed, is_settled, observe
 from sftjob_operator.policy import attempt, preparation
 from sftjob_operator.policy.accept import objection
-from sftjob_operator.policy.decision import Answer, Decision, Say, age, not_running, revisit
+from sftjob_operator.policy.decision import Answer, Decision, Say, Transition, age, not_running, revisit
+from sftjob_operator.policy.prerequisites import missing, not_shared
 from sftjob_operator.policy.refusal import refused
 from sftjob_operator.policy.restart import wait
 from sftjob_operator.policy.start import plan_and_start
 from sftjob_operator.policy.suspend import hold
 from sftjob_operator.world import World
+
+_ABSENT_SECONDS = 10.0  # claims and Secrets are not watched
 
 
 def decide(world: World) -> Decision | None:
@@ -38,9 +41,17 @@ def _next(world: World, seen: Observed) -> Answer:
 
 
 def _advance(world: World, seen: Observed) -> Answer:
+    """Towards the next attempt. What prepares for a spec that is no more goes first, whatever stands still."""
+    answer = _ahead(world, seen)
+    if isinstance(answer, Transition):
+        return answer
+    return replace(answer, effects=(*preparation.obsolete(seen), *answer.effects))
+
+
+def _ahead(world: World, seen: Observed) -> Answer:
     job, status = world.job, world.job.status
     if job.spec.suspend:
-        return hold(status, _living(seen))
+        return hold(world, status, _living(seen))
     wrong = objection(job)
     if wrong is not None:
         conditions = {
@@ -53,7 +64,7 @@ def _advance(world: World, seen: Observed) -> Answer:
 
 def _blocked(world: World, seen: Observed) -> Decision | None:
     """What must appear or go before pods are made."""
-    job, status = world.job, world.job.status
+    status = world.job.status
     strangers = sorted(seen.children.strangers, key=lambda child: child.deleting)
     if strangers:
         message = f"Job {strangers[0].name} of an earlier SFTJob of this name is still being removed"
@@ -63,14 +74,10 @@ def _blocked(world: World, seen: Observed) -> Decision | None:
                 "delete it if it does not go by itself"
             )
         return Decision(status, not_running("NameTaken", message), requeue=revisit(age(world)))
-    if not world.missing:
+    why = missing(world, seen.prepared) or not_shared(world)
+    if why is None:
         return None
-    first = world.missing[0]
-    field = "spec.workspace.claimName" if first.kind == "PersistentVolumeClaim" else "spec"
-    reason = "VolumeMissing" if first.kind == "PersistentVolumeClaim" else "SecretMissing"
-    names = ", ".join(ref.name for ref in world.missing if ref.kind == first.kind)
-    message = f"{field}: waiting for {first.kind} {names} in namespace {job.namespace}"
-    return Decision(status, not_running(reason, message), requeue=revisit(age(world)))
+    return Decision(status, why, requeue=min(revisit(age(world)), _ABSENT_SECONDS))
 
 
 def _onward(world: World, seen: Observed) -> Answer:

@@ -6,6 +6,7 @@ apply repairs a job whose data was wrong.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 from sftjob_operator.api.names import ANNOTATION_INPUT
@@ -13,9 +14,9 @@ from sftjob_operator.api.objects import Ref
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.desired.prepare import prepare_children
 from sftjob_operator.effects import Create, Delete, Effect
-from sftjob_operator.failure import Failure, disrupted, failure, without_result
+from sftjob_operator.failure import Failure, disrupted, failure, node_lost, without_result
 from sftjob_operator.observe import Observed
-from sftjob_operator.pods import of_job, pod_end
+from sftjob_operator.pods import lost_pod, of_job, pod_end
 from sftjob_operator.policy.decision import Answer, Decision, Say, Transition, not_running, revisit
 from sftjob_operator.policy.refusal import refused
 from sftjob_operator.policy.restart import MOST_DISRUPTIONS, failed, wait_seconds
@@ -46,14 +47,25 @@ def follow(world: World, seen: Observed) -> Answer:
         return _read(world, seen, child)
     if child.suspended:
         return paused(status, child)
-    effects = _obsolete(world, seen)
+    lost = None if world.pods is None else lost_pod(of_job(world.pods, child), world.now)
+    if lost is not None:  # that Job would wait for ever
+        return replace(_failed_try(world, seen, node_lost(lost), child), effects=_removal(child))
     if child.all_ready:
         words = f"Job {child.name} fetches the model and tokenises the data"
-        return Decision(status, _preparing(words), effects, 60.0)
+        return Decision(status, _preparing(words), requeue=60.0)
     why = not_ready(world, child)
     reason = "Preparing" if why.reason in ("ContainerCreating", "Finishing") else why.reason
     conditions = {**_preparing(""), **not_running(reason, f"preparation: {why.message}")}
-    return Decision(status, conditions, effects, revisit(child.age(world.now)))
+    return Decision(status, conditions, requeue=revisit(child.age(world.now)))
+
+
+def obsolete(seen: Observed) -> tuple[Effect, ...]:
+    """Removal of the prepare Jobs of another input: the spec has changed under them."""
+    found: list[Effect] = []
+    for child in sorted(seen.children.prepare.values(), key=lambda each: each.name):
+        if child.annotations.get(ANNOTATION_INPUT) != seen.prepared.input and not child.deleting:
+            found += _removal(child)
+    return tuple(found)
 
 
 def _create(world: World, seen: Observed) -> Decision:
@@ -61,7 +73,7 @@ def _create(world: World, seen: Observed) -> Decision:
     if world.refusal is not None:
         return refused(world, job.status, world.refusal)
     manifests = prepare_children(job, world.settings, seen.prepared.tries + 1)
-    effects = (*_obsolete(world, seen), *(Create(manifest) for manifest in manifests))
+    effects = tuple(Create(manifest) for manifest in manifests)
     message = f"Job {seen.prepare_name} is being created"
     return Decision(job.status, _preparing(message), effects, revisit(0.0))
 
@@ -124,11 +136,6 @@ def _preparing(message: str) -> dict[str, Say]:
     return {"Prepared": Say("Unknown", "Preparing", message), **not_running("Preparing", message)}
 
 
-def _obsolete(world: World, seen: Observed) -> tuple[Effect, ...]:
-    """Prepare Jobs of another input: the spec has changed under them."""
-    found: list[Effect] = []
-    for name, child in sorted(seen.children.prepare.items()):
-        if child.annotations.get(ANNOTATION_INPUT) != seen.prepared.input and not child.deleting:
-            config_map = Ref("v1", "ConfigMap", world.job.namespace, name)
-            found += [Delete(child.ref, child.uid), Delete(config_map)]
-    return tuple(found)
+def _removal(child: BatchJob) -> tuple[Effect, ...]:
+    """The Job and its ConfigMap, which has the same name."""
+    return Delete(child.ref, child.uid), Delete(Ref("v1", "ConfigMap", child.ref.namespace, child.name))

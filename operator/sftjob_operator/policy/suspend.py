@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.status import Status
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.effects import Patch
+from sftjob_operator.pods import lost_pods, of_job
 from sftjob_operator.policy.decision import Decision, Say
+from sftjob_operator.world import World
 
 _STOPPING_SECONDS = 5.0
 
 
-def hold(status: Status, live: BatchJob | None) -> Decision:
+def hold(world: World, status: Status, live: BatchJob | None) -> Decision:
     """The user wants nothing to run. `live` is the Job that could."""
-    if live is None or (live.suspended and live.stopped):
-        message = "spec.suspend is true; set it to false to go on"
+    lost = [] if live is None else lost_pods(of_job(world.pods or (), live), world.now)
+    if live is None or (live.suspended and live.active + live.terminating <= len(lost)):
+        message = f"spec.suspend is true; set it to false to go on{_left_behind(lost)}"
         return Decision(
             status,
             {
@@ -31,6 +36,17 @@ def hold(status: Status, live: BatchJob | None) -> Decision:
         effects,
         _STOPPING_SECONDS,
     )
+
+
+def _left_behind(lost: Sequence[Manifest]) -> str:
+    """On a node that does not answer nobody can stop a pod; the fence keeps it from committing anything."""
+    if not lost:
+        return ""
+    names = ", ".join(
+        f"pod {pod['metadata']['name']} on node {pod['spec'].get('nodeName')}" for pod in lost[:3]
+    )
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    return f"; left behind, because the node does not answer: {names}{more}"
 
 
 def paused(status: Status, live: BatchJob) -> Decision:

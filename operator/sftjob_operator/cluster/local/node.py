@@ -30,18 +30,28 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-@cache
 def gpu_memory_mib() -> tuple[int, ...]:
     """Memory of each NVIDIA GPU; empty where there is none."""
+    return _gpus("memory.total")
+
+
+def gpu_majors() -> tuple[int, ...]:
+    """Major compute capability of each."""
+    return _gpus("compute_cap")
+
+
+@cache
+def _gpus(what: str) -> tuple[int, ...]:
     program = shutil.which("nvidia-smi")
     if program is None or not Path("/dev/nvidiactl").exists():
         return ()
-    query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    query = [program, f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return ()
-    return tuple(int(line) for line in done.stdout.split() if line.isdigit())
+    whole = (line.partition(".")[0] for line in done.stdout.split())
+    return tuple(int(number) for number in whole if number.isdecimal())
 
 
 def node() -> Manifest:
