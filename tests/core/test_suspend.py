@@ -58,6 +58,18 @@ def test_a_running_job_saves_stops_and_goes_on_in_the_same_job():
     assert len(scene.jobs()) == 1
 
 
+def test_the_end_of_a_suspension_is_no_event_and_its_beginning_is_one_with_words():
+    scene = Scene(sftjob(suspend=True))
+    scene.step()
+    suspend(scene, False)
+    scene.step(5)
+    told = [(event.reason, event.message) for event in scene.events]
+    assert told == [
+        ("Valid", "the spec is consistent"),
+        ("SuspendedByUser", "spec.suspend is true; set it to false to go on"),
+    ]
+
+
 def test_a_resumed_gang_is_given_time_to_start_again():
     scene = Scene()
     scene.start()
