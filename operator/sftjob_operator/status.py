@@ -88,7 +88,7 @@ def events(old: Status, found: list[Condition]) -> tuple[Event, ...]:
     result = []
     for condition in found:
         if _is_news(before.get(condition.type), condition):
-            text = sentence(condition.message or condition.type, _EVENT_LIMIT)
+            text = sentence(condition.message, _EVENT_LIMIT)
             result.append(Event("Warning" if _is_bad(condition) else "Normal", condition.reason, text))
     return tuple(result)
 
@@ -103,9 +103,8 @@ def _is_news(before: Condition | None, after: Condition) -> bool:
         return False
     if after.type in ("Accepted", "Prepared", "Planned"):
         return True
-    if after.type == "Running" and after.reason in _TROUBLES:
-        return True
-    return before is not None and before.status == "True" and after.type in ("Suspended", "Failed")
+    # That Suspended or Failed is over is no news of its own: what comes next is.
+    return after.type == "Running" and after.reason in _TROUBLES
 
 
 def _is_bad(condition: Condition) -> bool:

@@ -149,6 +149,10 @@ class Life(RuleBasedStateMachine):
         assert len(living) <= 1
 
     @invariant()
+    def every_event_says_something(self):
+        assert all(" " in event.message for event in self.scene.events)
+
+    @invariant()
     def the_end_is_one_of_two(self):
         if self.scene.status:
             true = {item["type"] for item in self.scene.status["conditions"] if item["status"] == "True"}

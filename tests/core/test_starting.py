@@ -190,6 +190,20 @@ def test_a_refused_job_is_a_condition_in_the_api_servers_words(code, message, ki
     assert made == ["ConfigMap", "Job"]
 
 
+def test_a_training_pod_that_would_be_refused_is_said_before_anything_is_prepared():
+    scene = Scene()
+    words = 'Job.batch "bot-1" is invalid: spec.template.spec.tolerations[0]'
+    scene.refusal = Refusal(Ref("batch/v1", "Job", "team", "bot-1"), 422, "Invalid", words)
+    scene.step()
+    assert scene.says("Accepted") == ("False", "PodTemplateRejected")
+    assert words in scene.condition("Accepted")["message"]
+    assert scene.objects == {}
+    scene.refusal = None
+    scene.step(5)
+    assert scene.says("Accepted") == ("True", "Valid")
+    assert len(scene.jobs("prepare")) == 1
+
+
 def test_a_refused_suspension_is_said_and_not_repeated_at_once():
     scene = Scene()
     scene.start()

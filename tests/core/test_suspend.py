@@ -89,6 +89,18 @@ def test_a_pod_on_a_dead_node_does_not_hold_up_a_suspension_and_is_gone_on_witho
     assert len(scene.jobs("prepare" if number is None else "train")) == 1
 
 
+def test_the_end_of_a_suspension_is_no_event_and_its_beginning_is_one_with_words():
+    scene = Scene(sftjob(suspend=True))
+    scene.step()
+    suspend(scene, False)
+    scene.step(5)
+    told = [(event.reason, event.message) for event in scene.events]
+    assert told == [
+        ("Valid", "the spec is consistent"),
+        ("SuspendedByUser", "spec.suspend is true; set it to false to go on"),
+    ]
+
+
 def test_a_resumed_gang_is_given_time_to_start_again():
     scene = Scene()
     scene.start()

@@ -12,8 +12,9 @@ from datetime import timedelta
 from sftjob_operator.api.names import ANNOTATION_INPUT
 from sftjob_operator.api.objects import Ref
 from sftjob_operator.batchjob import BatchJob
+from sftjob_operator.desired.job import attempt_job
 from sftjob_operator.desired.prepare import prepare_children
-from sftjob_operator.effects import Create, Delete, Effect
+from sftjob_operator.effects import Check, Create, Delete, Effect
 from sftjob_operator.failure import Failure, disrupted, failure, node_lost, without_result
 from sftjob_operator.observe import Observed
 from sftjob_operator.pods import lost_pod, of_job, pod_end
@@ -73,7 +74,9 @@ def _create(world: World, seen: Observed) -> Decision:
     if world.refusal is not None:
         return refused(world, job.status, world.refusal)
     manifests = prepare_children(job, world.settings, seen.prepared.tries + 1)
-    effects = tuple(Create(manifest) for manifest in manifests)
+    # A training pod that the API server would refuse is better known now than when the data is ready.
+    check = Check(attempt_job(job, world.settings, seen.number + 1))
+    effects: tuple[Effect, ...] = (check, *(Create(manifest) for manifest in manifests))
     message = f"Job {seen.prepare_name} is being created"
     return Decision(job.status, _preparing(message), effects, revisit(0.0))
 
