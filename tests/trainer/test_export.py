@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import gang
 import tiny
-from sft_trainer import companions
+from sft_trainer import chat, companions, layout
 from sft_trainer import export as exports
 from sft_trainer.config import ChatTemplate as ChatTemplateSource
 from sft_trainer.config import ExitCode
@@ -28,6 +28,7 @@ LORA: dict[str, Any] = {
     "training__learningRate": 1e-2,
     "training__lora": {"rank": 4, "alpha": 8, "dropout": 0.1, "targetModules": ["AllLinear"]},
 }
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 SHORT: dict[str, Any] = {"training__maxSteps": 4, "checkpoint__periodSteps": 2}
 
 
@@ -142,12 +143,28 @@ def test_both_gives_the_merged_model_and_the_adapters_beside_it(tmp_path: Path) 
         )
 
 
-def test_adapters_alone_name_the_base_model_in_the_workspace(tmp_path: Path) -> None:
+def test_adapters_alone_find_their_base_model_from_where_they_lie(tmp_path: Path) -> None:
     job = gang.Job(tmp_path / "volume", ranks=1, changes=SHORT | LORA | {"export__format": "Adapter"})
     assert job.run().codes == [0]
     settings = json.loads((job.folder / "export" / "adapter_config.json").read_text())
-    assert settings["base_model_name_or_path"] == "models/tiny"
+    assert settings["base_model_name_or_path"] == "../../../models/tiny"
     assert not (job.folder / "export" / "model.safetensors").exists()
+    ((_, answer),) = chat.answers(job.folder / "export", ["hi"], 5)
+
+    of_hub = layout.hub_copy(job.volume, "some/model", COMMIT)
+    of_hub.parent.mkdir(parents=True)
+    (job.volume / "models" / "tiny").rename(of_hub)
+    change(
+        job.folder / "export" / "adapter_config.json", base_model_name_or_path="some/model", revision=COMMIT
+    )
+    assert list(chat.answers(job.folder / "export", ["hi"], 5)) == [("hi", answer)]
+
+
+def test_adapters_of_a_hub_model_name_it_as_everyone_can_load_it(tmp_path: Path) -> None:
+    job = gang.Job(tmp_path / "volume", ranks=1, changes=SHORT | LORA | {"export__format": "Both"})
+    assert job.run(model__resolved=f"hf://some/model@{COMMIT}").codes == [0]
+    settings = json.loads((job.folder / "export" / "adapter" / "adapter_config.json").read_text())
+    assert (settings["base_model_name_or_path"], settings["revision"]) == ("some/model", COMMIT)
 
 
 def test_the_chat_template_that_was_trained_with_is_the_one_exported(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def _write(
     if config.training.method == "Full":
         _write_full(parts.engine.module, state, staging, dtype)
     else:
-        _write_adapters(parts, state, base, staging, dtype)
+        _write_adapters(parts, state, volume, staging, dtype)
     companions.copy(base, staging, config, volume)
     _check(staging, base, parts, ids, expected, dtype)
     for path in staging.rglob("*"):
@@ -148,16 +148,21 @@ def _write_full(module: Any, state: State, staging: Path, dtype: torch.dtype) ->
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_adapters(parts: Parts, state: State, base: Path, staging: Path, dtype: torch.dtype) -> None:
+def _write_adapters(parts: Parts, state: State, volume: Path, staging: Path, dtype: torch.dtype) -> None:
     """Put the trained adapters on a fresh copy of the base, so that frozen weights are exactly the base's."""
     trained = parts.engine.module
     settings = trained.peft_config["default"]
-    fresh = peft.get_peft_model(_load(base, dtype), settings)
+    fresh = peft.get_peft_model(_load(within(volume, parts.config.model.directory), dtype), settings)
     peft.set_peft_model_state_dict(fresh, peft.get_peft_model_state_dict(trained, state_dict=state))
-    fresh.peft_config["default"].base_model_name_or_path = parts.config.model.directory
     choice = parts.config.export.format
     if choice != "Merged":
-        fresh.save_pretrained(str(staging / ADAPTER_FOLDER if choice == "Both" else staging))
+        beneath = ADAPTER_FOLDER if choice == "Both" else "."
+        written = fresh.peft_config["default"]
+        written.base_model_name_or_path, written.revision = companions.base_of_adapter(
+            parts.config, parts.store.folder.export / beneath, volume
+        )
+        # The embeddings are the base's; "auto" would ask the hub whether they are.
+        fresh.save_pretrained(str(staging / beneath), save_embedding_layers=False)
     if choice != "Adapter":
         merged = fresh.merge_and_unload()
         with _inference_settings(merged):
