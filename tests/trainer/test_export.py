@@ -15,11 +15,15 @@ import gang
 import tiny
 from sft_trainer import chat, companions, layout
 from sft_trainer import export as exports
+from sft_trainer.checkpoint import fence
+from sft_trainer.checkpoint.commit import Store
+from sft_trainer.checkpoint.fence import Fence
 from sft_trainer.config import ChatTemplate as ChatTemplateSource
 from sft_trainer.config import ExitCode
 from sft_trainer.data.template import ChatTemplate
 from sft_trainer.data.tokenizer import Tokenizer
-from sft_trainer.errors import UserError
+from sft_trainer.errors import Fenced, UserError
+from sft_trainer.layout import JobFolder
 
 pytestmark = pytest.mark.processes
 
@@ -107,6 +111,34 @@ def test_a_tensor_under_two_names_is_copied_to_the_host_once(monkeypatch: pytest
     assert state["embed"] is state["head"]
     assert state["embed"] is not embedding
     assert torch.equal(state["other"], other)
+
+
+@pytest.mark.parametrize(
+    ("method", "form", "expected"),
+    [
+        ("Full", "Merged", 110 * 2),
+        ("LoRA", "Merged", 100 * 2),
+        ("LoRA", "Adapter", 10 * 4),
+        ("LoRA", "Both", 100 * 2 + 10 * 4),
+    ],
+)
+def test_room_is_asked_for_what_will_be_written(method: str, form: str, expected: int) -> None:
+    module = torch.nn.ParameterList([torch.zeros(100), torch.zeros(10)])
+    module[0].requires_grad_(False)
+    config = SimpleNamespace(training=SimpleNamespace(method=method), export=SimpleNamespace(format=form))
+    parts = SimpleNamespace(engine=SimpleNamespace(module=module), config=config)
+    assert exports.written_bytes(parts, torch.bfloat16) == expected  # type: ignore[arg-type]
+
+
+def test_a_run_that_was_replaced_leaves_the_export_of_its_successor_alone(tmp_path: Path) -> None:
+    old, new = (Fence(uid="u", attempt=n, started="t", run_id=f"run{n}") for n in (1, 2))
+    folder = JobFolder(tmp_path)
+    fence.claim(folder.fence, new)
+    (tmp_path / ".export-run2").mkdir()
+    parts = SimpleNamespace(store=Store(folder, old, 1))
+    with pytest.raises(Fenced):
+        exports._write(parts, tmp_path, {}, np.arange(5), torch.zeros(5))  # type: ignore[arg-type]
+    assert (tmp_path / ".export-run2").is_dir()
 
 
 def check(folder: Path, expected: torch.Tensor) -> None:
