@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import commit, fence, manifest, owner, resume, state, verify
@@ -281,6 +282,21 @@ def test_torchs_words_for_a_full_volume_are_understood(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     with pytest.raises(expected), commit.naming_a_full_volume(tmp_path):
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_rank_that_finds_the_volume_full_removes_what_was_staged(first: bool, tmp_path: Path) -> None:
+    def save_checkpoint(directory: str, **_: object) -> None:
+        (Path(directory) / "engine").mkdir(parents=True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    engine = SimpleNamespace(module=torch.nn.Linear(1, 1), save_checkpoint=save_checkpoint)
+    world = SimpleNamespace(is_first=first, rank=0 if first else 1, first=lambda action: None)
+    folder = JobFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    with pytest.raises(OSError, match="No space left"):
+        commit.Store(folder, run_of(1), 1).commit(engine, trainer_state(1), world, 0)  # type: ignore[arg-type]
+    assert list(folder.checkpoints.iterdir()) == []
 
 
 # --------------------------------------------------------------------------- fence

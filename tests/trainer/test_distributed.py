@@ -75,17 +75,54 @@ def test_loopback_addresses_are_reached_through_the_loopback_interface() -> None
     assert distributed.interface_towards("127.3.2.1", 29500) == "lo"
 
 
+def nccl(kind: str, explanation: str) -> str:
+    """An error as torch words it: place and kind, NCCL's general explanation, what really happened."""
+    return f"NCCL error in: /pytorch/torch/csrc/NCCLUtils.cpp:77, {kind}, NCCL version 2.27.5\n{explanation}"
+
+
+REMOTE = (
+    "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.\n"
+    "Last error:\nsocketPollConnect: connect returned, retrying"
+)
+SYSTEM = (
+    "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error. \n"
+    "Last error:\n{}"
+)
+CUDA = (
+    "ncclUnhandledCudaError: Call to CUDA function failed.\n"
+    "Last error:\nCuda failure 'system not yet initialized'"
+)
+
+
 @pytest.mark.parametrize(
-    ("error", "lost"),
+    ("error", "expected"),
     [
-        (dist.DistBackendError("NCCL error: remote process exited"), True),
-        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"), True),
-        (RuntimeError("shapes cannot be multiplied"), False),
-        (Fenced("another run"), False),
+        (dist.DistBackendError(nccl("remote process exited or there was a network error", REMOTE)), PeerLost),
+        (
+            dist.DistBackendError(nccl("unhandled system error", SYSTEM.format("Connection reset by peer"))),
+            PeerLost,
+        ),
+        (
+            dist.DistBackendError(nccl("unhandled system error", SYSTEM.format("/dev/shm is too small"))),
+            Crash,
+        ),
+        (dist.DistBackendError(nccl("unhandled cuda error", CUDA)), Crash),
+        (dist.DistNetworkError("failed to recv, got 0 bytes"), PeerLost),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"), PeerLost),
+        (RuntimeError("shapes cannot be multiplied"), type(None)),
+        (Fenced("another run"), type(None)),
     ],
 )
-def test_the_end_of_a_peer_is_told_apart_from_our_own_failures(error: Exception, lost: bool) -> None:
-    assert (distributed.peer_lost(error) is not None) is lost
+def test_the_end_of_a_peer_is_told_apart_from_our_own_failures(error: Exception, expected: type) -> None:
+    assert type(distributed.communication_failure(error)) is expected
+
+
+def test_what_nccl_finds_wrong_on_this_node_is_said_in_its_own_words() -> None:
+    error = dist.DistBackendError(nccl("unhandled cuda error", CUDA))
+    failure = distributed.communication_failure(error)
+    assert failure is not None
+    assert failure.reason == "CommunicationFailed"
+    assert failure.message.endswith("Cuda failure 'system not yet initialized'")
 
 
 def test_a_failure_of_rank_0_reaches_the_others_as_what_it_was() -> None:

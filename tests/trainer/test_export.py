@@ -13,13 +13,17 @@ from safetensors.torch import load_file, save_file
 
 import gang
 import tiny
-from sft_trainer import companions
+from sft_trainer import chat, companions, layout
 from sft_trainer import export as exports
+from sft_trainer.checkpoint import fence
+from sft_trainer.checkpoint.commit import Store
+from sft_trainer.checkpoint.fence import Fence
 from sft_trainer.config import ChatTemplate as ChatTemplateSource
 from sft_trainer.config import ExitCode
 from sft_trainer.data.template import ChatTemplate
 from sft_trainer.data.tokenizer import Tokenizer
-from sft_trainer.errors import UserError
+from sft_trainer.errors import Fenced, UserError
+from sft_trainer.layout import JobFolder
 
 pytestmark = pytest.mark.processes
 
@@ -28,6 +32,7 @@ LORA: dict[str, Any] = {
     "training__learningRate": 1e-2,
     "training__lora": {"rank": 4, "alpha": 8, "dropout": 0.1, "targetModules": ["AllLinear"]},
 }
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 SHORT: dict[str, Any] = {"training__maxSteps": 4, "checkpoint__periodSteps": 2}
 
 
@@ -108,6 +113,34 @@ def test_a_tensor_under_two_names_is_copied_to_the_host_once(monkeypatch: pytest
     assert torch.equal(state["other"], other)
 
 
+@pytest.mark.parametrize(
+    ("method", "form", "expected"),
+    [
+        ("Full", "Merged", 110 * 2),
+        ("LoRA", "Merged", 100 * 2),
+        ("LoRA", "Adapter", 10 * 4),
+        ("LoRA", "Both", 100 * 2 + 10 * 4),
+    ],
+)
+def test_room_is_asked_for_what_will_be_written(method: str, form: str, expected: int) -> None:
+    module = torch.nn.ParameterList([torch.zeros(100), torch.zeros(10)])
+    module[0].requires_grad_(False)
+    config = SimpleNamespace(training=SimpleNamespace(method=method), export=SimpleNamespace(format=form))
+    parts = SimpleNamespace(engine=SimpleNamespace(module=module), config=config)
+    assert exports.written_bytes(parts, torch.bfloat16) == expected  # type: ignore[arg-type]
+
+
+def test_a_run_that_was_replaced_leaves_the_export_of_its_successor_alone(tmp_path: Path) -> None:
+    old, new = (Fence(uid="u", attempt=n, started="t", run_id=f"run{n}") for n in (1, 2))
+    folder = JobFolder(tmp_path)
+    fence.claim(folder.fence, new)
+    (tmp_path / ".export-run2").mkdir()
+    parts = SimpleNamespace(store=Store(folder, old, 1))
+    with pytest.raises(Fenced):
+        exports._write(parts, tmp_path, {}, np.arange(5), torch.zeros(5))  # type: ignore[arg-type]
+    assert (tmp_path / ".export-run2").is_dir()
+
+
 def check(folder: Path, expected: torch.Tensor) -> None:
     config = SimpleNamespace(training=SimpleNamespace(method="Full"), export=SimpleNamespace(format="Merged"))
     parts = SimpleNamespace(config=config, precision="fp32")
@@ -142,12 +175,28 @@ def test_both_gives_the_merged_model_and_the_adapters_beside_it(tmp_path: Path) 
         )
 
 
-def test_adapters_alone_name_the_base_model_in_the_workspace(tmp_path: Path) -> None:
+def test_adapters_alone_find_their_base_model_from_where_they_lie(tmp_path: Path) -> None:
     job = gang.Job(tmp_path / "volume", ranks=1, changes=SHORT | LORA | {"export__format": "Adapter"})
     assert job.run().codes == [0]
     settings = json.loads((job.folder / "export" / "adapter_config.json").read_text())
-    assert settings["base_model_name_or_path"] == "models/tiny"
+    assert settings["base_model_name_or_path"] == "../../../models/tiny"
     assert not (job.folder / "export" / "model.safetensors").exists()
+    ((_, answer),) = chat.answers(job.folder / "export", ["hi"], 5)
+
+    of_hub = layout.hub_copy(job.volume, "some/model", COMMIT)
+    of_hub.parent.mkdir(parents=True)
+    (job.volume / "models" / "tiny").rename(of_hub)
+    change(
+        job.folder / "export" / "adapter_config.json", base_model_name_or_path="some/model", revision=COMMIT
+    )
+    assert list(chat.answers(job.folder / "export", ["hi"], 5)) == [("hi", answer)]
+
+
+def test_adapters_of_a_hub_model_name_it_as_everyone_can_load_it(tmp_path: Path) -> None:
+    job = gang.Job(tmp_path / "volume", ranks=1, changes=SHORT | LORA | {"export__format": "Both"})
+    assert job.run(model__resolved=f"hf://some/model@{COMMIT}").codes == [0]
+    settings = json.loads((job.folder / "export" / "adapter" / "adapter_config.json").read_text())
+    assert (settings["base_model_name_or_path"], settings["revision"]) == ("some/model", COMMIT)
 
 
 def test_the_chat_template_that_was_trained_with_is_the_one_exported(tmp_path: Path) -> None:

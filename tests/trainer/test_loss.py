@@ -28,6 +28,19 @@ def test_value_and_gradient_are_torchs(chunk_bytes: int, monkeypatch: pytest.Mon
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+def test_the_scale_is_not_rounded_to_the_type_of_the_logits() -> None:
+    torch.manual_seed(0)
+    table, targets = torch.randn(2000, 50), torch.randint(0, 50, (2000,))
+    ours = table.bfloat16().requires_grad_()
+    exact = ours.detach().double().requires_grad_()
+    loss.cross_entropy_sum(ours, targets, 1 / 3).backward()  # 1/3 in bf16 is 0.2 % too large
+    (torch.nn.functional.cross_entropy(exact, targets, reduction="sum") / 3).backward()
+    assert ours.grad is not None
+    assert exact.grad is not None
+    ratio = float((ours.grad.double() * exact.grad).sum() / (exact.grad * exact.grad).sum())
+    assert ratio == pytest.approx(1.0, abs=2e-4)
+
+
 def test_values_that_another_operation_needs_are_left_alone() -> None:
     logits = torch.randn(3, 4, requires_grad=True)
     capped = torch.tanh(logits)  # needs its own result for its gradient

@@ -86,6 +86,17 @@ def test_curves_are_cut_to_the_step_that_was_resumed(tmp_path: Path) -> None:
     assert steps(tmp_path) == [1, 2, 3, 4]
 
 
+def test_whatever_a_lost_node_left_among_the_curves_is_dropped_without_ending_the_training(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "report" / "metrics.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(b'{"step": 1}\n' + bytes(9) + b'\xff\xfe\n[]\n{"step": Infinity}\n{"step": 2}\n')
+    reporter(tmp_path).started(60, 3, "fp32", "0")
+    assert steps(tmp_path) == [1, 2]
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_only_rank_0_speaks(tmp_path: Path) -> None:
     journal = Journal()
     quiet = reporter(tmp_path, journal, speaks=False)

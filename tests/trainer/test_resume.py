@@ -1,11 +1,13 @@
 """A run that was killed twice, in a step and in a save, ends with the very curve of one that was not."""
 
+import json
 import signal
 from pathlib import Path
 
 import pytest
 
 import gang
+from sft_trainer.checkpoint import manifest
 from sft_trainer.precision import is_native
 
 pytestmark = pytest.mark.processes
@@ -97,6 +99,26 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path: Path) ->
     ended = job.run(attempt=2)
     assert ended.codes == [0, 0]
     assert "checkpoint step-8 is not used" in ended.output
+    assert ended.outcomes[0].resumed_from_step == 6  # type: ignore[union-attr]
+    assert job.curve() == whole
+
+
+def test_damage_that_only_loading_finds_costs_one_attempt_and_one_checkpoint(tmp_path: Path) -> None:
+    job = gang.Job(tmp_path / "volume")
+    job.run()
+    whole, newest = job.curve(), job.folder / "checkpoints" / "step-8"
+    damaged = next(newest.rglob("*zero_pp_rank_1_*optim_states.pt"))
+    damaged.write_bytes(damaged.read_bytes()[:-300] + bytes(300))
+    listing = json.loads((newest / manifest.MANIFEST).read_text())
+    for entry in listing["files"]:  # as if the damage lay between two sampled blocks
+        if entry["path"] == damaged.relative_to(newest).as_posix():
+            entry["sample"] = manifest.sample(damaged, entry["size"])
+    (newest / manifest.MANIFEST).write_text(json.dumps(listing))
+    failed = job.run(attempt=2)
+    assert failed.codes[1] == 70, failed.output
+    assert "the next attempt continues from an older one" in failed.outcomes[1].message  # type: ignore[union-attr]
+    ended = job.run(attempt=3)
+    assert ended.codes == [0, 0]
     assert ended.outcomes[0].resumed_from_step == 6  # type: ignore[union-attr]
     assert job.curve() == whole
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sft_trainer import layout
 from sft_trainer.errors import TrainerError, UserError, classify
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def _load(model: Path) -> tuple[Any, Any]:
     if not adapter and not (model / "config.json").is_file():
         raise UserError("InvalidModel", f"{model} holds no config.json: --model takes a Hugging Face folder")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -82,12 +83,30 @@ def _load(model: Path) -> tuple[Any, Any]:
         raise UserError("InvalidModel", f"{model} has no chat template")
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     if adapter:
-        from peft import AutoPeftModelForCausalLM
+        from peft import PeftModel
 
-        network = AutoPeftModelForCausalLM.from_pretrained(model, dtype=dtype)
+        base, revision = _base_of(model)
+        network = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=dtype)
+        network = PeftModel.from_pretrained(network, model)
+        if (model / "generation_config.json").is_file():
+            network.generation_config = GenerationConfig.from_pretrained(model)
     else:
         network = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     return tokenizer, network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _base_of(adapter: Path) -> tuple[str | Path, str | None]:
+    """The base model of an adapter, and its revision if it has to come from the hub.
+
+    A folder named relative to the adapter's; or a model of the hub, of which the workspace around the adapter
+    holds the copy that was trained with.
+    """
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    name, revision = settings["base_model_name_or_path"], settings.get("revision")
+    places = [adapter.resolve() / name]
+    places += [layout.hub_copy(folder, name, revision or "") for folder in adapter.resolve().parents]
+    found = next((place for place in places if (place / "config.json").is_file()), None)
+    return (found, None) if found else (name, revision)
 
 
 def _questions(file: Path | None) -> list[str]:

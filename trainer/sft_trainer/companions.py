@@ -7,10 +7,12 @@ the base's: the export has to name that one, or the trained model never stops ta
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sft_trainer import hub
 from sft_trainer.config import TrainConfig
 from sft_trainer.data.template import ChatTemplate, TemplateError
 from sft_trainer.data.tokenizer import Tokenizer, chat_template
@@ -41,6 +43,16 @@ def copy(base: Path, staging: Path, config: TrainConfig, volume: Path) -> None:
     end = end_of_turn(template, tokenizer)
     if end is not None:
         _stop_at(end, base, staging, rename=not template.uses("eos_token"))
+
+
+def base_of_adapter(config: TrainConfig, adapter: Path, volume: Path) -> tuple[str, str | None]:
+    """How the adapter in folder `adapter` names its base: (name, revision).
+
+    A model of the hub by its id, which everyone can load; any other by the way from the adapter to it.
+    """
+    if config.model.resolved is not None and config.model.resolved.startswith(hub.SCHEME):
+        return hub.parse(config.model.resolved)
+    return os.path.relpath(volume / config.model.directory, adapter), None
 
 
 def end_of_turn(template: ChatTemplate, tokenizer: Tokenizer) -> Token | None:

@@ -224,9 +224,10 @@ class PrepareResult(Report):
 
 
 class TrainModel(Contract):
-    """The prepared model folder and what replaces its chat template."""
+    """The prepared model folder, where it came from, and what replaces its chat template."""
 
     directory: str
+    resolved: str | None = None  # as in ModelFacts; an adapter names its base by it
     chat_template: ChatTemplate | None = None
 
 

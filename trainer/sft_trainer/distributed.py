@@ -33,6 +33,25 @@ JOIN_SECONDS = 900  # how long ranks wait for each other at the start: a node ma
 _HOST_WORK = timedelta(hours=24)
 _LOG_EVERY_SECONDS = 15
 _BACKLOG = 4096
+_PEER_WORDS = (
+    *(
+        "ncclremoteerror",
+        "remote process",
+        "remote error",
+        "gloo/transport",
+        "connection closed",
+        "peer closed",
+    ),
+    *(
+        "connection reset",
+        "connection refused",
+        "broken pipe",
+        "timed out",
+        "timeout",
+        "socket",
+        "no route to host",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -231,17 +250,38 @@ def interface_towards(address: str, port: int) -> str | None:
     return None
 
 
-def peer_lost(error: BaseException) -> PeerLost | None:
-    """`error` as PeerLost when it says that another rank has gone; None otherwise."""
+def communication_failure(error: BaseException) -> TrainerError | None:
+    """`error` as PeerLost when it says that another rank has gone, as Crash when it is the library's own trouble.
+
+    None when it is not about communication. NCCL raises one type for a peer's death and for what is wrong on
+    this node (a bad driver, too little shared memory): only its words tell them apart.
+    """
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, TrainerError):
             return None
-        text = str(link)
-        if isinstance(link, dist.DistError) or (
-            isinstance(link, RuntimeError)
-            and ("gloo/transport" in text or "Connection closed by peer" in text)
-        ):
-            return PeerLost(f"another rank ended or cannot be reached: {text.strip().splitlines()[0][:300]}")
+        text = str(link).strip()
+        if isinstance(link, dist.DistBackendError) and not _of_a_peer(text):
+            return Crash(
+                f"the communication library failed on this node: {_essence(text)}", "CommunicationFailed"
+            )
+        gloo = isinstance(link, RuntimeError) and (
+            "gloo/transport" in text or "Connection closed by peer" in text
+        )
+        if isinstance(link, dist.DistError) or gloo:
+            return PeerLost(f"another rank ended or cannot be reached: {_essence(text)}")
         link = link.__cause__ or link.__context__
     return None
+
+
+def _of_a_peer(text: str) -> bool:
+    """Whether NCCL (or gloo) speaks of the other side; the examples in NCCL's explanations do not count."""
+    said = text.lower().replace("(e.g. socket, malloc)", "")
+    return any(words in said for words in _PEER_WORDS)
+
+
+def _essence(text: str) -> str:
+    """The first line, and behind it what NCCL calls the last error: the first is only a place in its source."""
+    first, _, rest = text.partition("\n")
+    _, _, last = rest.partition("Last error:")
+    return " ".join(f"{first[:300]} {last.strip()[:300]}".split())

@@ -29,6 +29,7 @@ from sft_trainer.engine import Engine
 from sft_trainer.errors import UserError
 from sft_trainer.layout import within
 from sft_trainer.loop import Parts
+from sft_trainer.model import counts
 
 logger = logging.getLogger(__name__)
 
@@ -95,20 +96,46 @@ def _probe(model: Any, ids: np.ndarray[Any, Any], device: torch.device) -> torch
 def _write(
     parts: Parts, volume: Path, state: State, ids: np.ndarray[Any, Any], expected: torch.Tensor
 ) -> int:
-    folder, config = parts.store.folder, parts.config
+    folder = parts.store.folder
+    fence.check(folder.fence, parts.store.fence)  # first: what lies there may be a newer run's
     for stale in folder.root.glob(".export-*"):
         shutil.rmtree(stale, ignore_errors=True)
+    base = within(volume, parts.config.model.directory)
+    dtype = export_dtype(base, parts.precision, full=parts.config.training.method == "Full")
+    require_space(folder.root, written_bytes(parts, dtype), "the export")
     staging = folder.root / f".export-{parts.store.fence.run_id}"
-    base = within(volume, config.model.directory)
-    require_space(folder.root, sum(t.numel() * t.element_size() for t in state.values()), "the export")
     staging.mkdir()
-    dtype = export_dtype(base, parts.precision, full=config.training.method == "Full")
+    try:
+        _fill(staging, parts, volume, state, dtype)
+        _check(staging, base, parts, ids, expected, dtype)
+        _publish(staging, parts)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return size_of(folder.export)
+
+
+def written_bytes(parts: Parts, dtype: torch.dtype) -> int:
+    """Size of the weights that an export writes: the model, its fp32 adapters, or both."""
+    every, trainable = counts(parts.engine.module)
+    if parts.config.training.method == "Full":
+        return every * dtype.itemsize
+    choice = parts.config.export.format
+    merged = 0 if choice == "Adapter" else (every - trainable) * dtype.itemsize
+    return merged + (0 if choice == "Merged" else trainable * 4)
+
+
+def _fill(staging: Path, parts: Parts, volume: Path, state: State, dtype: torch.dtype) -> None:
+    config, base = parts.config, within(volume, parts.config.model.directory)
     if config.training.method == "Full":
         _write_full(parts.engine.module, state, staging, dtype)
     else:
-        _write_adapters(parts, state, base, staging, dtype)
+        _write_adapters(parts, state, volume, staging, dtype)
     companions.copy(base, staging, config, volume)
-    _check(staging, base, parts, ids, expected, dtype)
+
+
+def _publish(staging: Path, parts: Parts) -> None:
+    folder = parts.store.folder
     for path in staging.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -120,7 +147,6 @@ def _write(
     staging.rename(folder.export)
     sync_directory(folder.root)
     shutil.rmtree(folder.root / f".export-old-{parts.store.fence.run_id}", ignore_errors=True)
-    return size_of(folder.export)
 
 
 def export_dtype(base: Path, trained: str, *, full: bool) -> torch.dtype:
@@ -148,16 +174,21 @@ def _write_full(module: Any, state: State, staging: Path, dtype: torch.dtype) ->
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_adapters(parts: Parts, state: State, base: Path, staging: Path, dtype: torch.dtype) -> None:
+def _write_adapters(parts: Parts, state: State, volume: Path, staging: Path, dtype: torch.dtype) -> None:
     """Put the trained adapters on a fresh copy of the base, so that frozen weights are exactly the base's."""
     trained = parts.engine.module
     settings = trained.peft_config["default"]
-    fresh = peft.get_peft_model(_load(base, dtype), settings)
+    fresh = peft.get_peft_model(_load(within(volume, parts.config.model.directory), dtype), settings)
     peft.set_peft_model_state_dict(fresh, peft.get_peft_model_state_dict(trained, state_dict=state))
-    fresh.peft_config["default"].base_model_name_or_path = parts.config.model.directory
     choice = parts.config.export.format
     if choice != "Merged":
-        fresh.save_pretrained(str(staging / ADAPTER_FOLDER if choice == "Both" else staging))
+        beneath = ADAPTER_FOLDER if choice == "Both" else "."
+        written = fresh.peft_config["default"]
+        written.base_model_name_or_path, written.revision = companions.base_of_adapter(
+            parts.config, parts.store.folder.export / beneath, volume
+        )
+        # The embeddings are the base's; "auto" would ask the hub whether they are.
+        fresh.save_pretrained(str(staging / beneath), save_embedding_layers=False)
     if choice != "Adapter":
         merged = fresh.merge_and_unload()
         with _inference_settings(merged):

@@ -77,3 +77,8 @@ def data_cache(workspace: Path) -> Path:
 def model_cache(workspace: Path) -> Path:
     """Downloaded or converted models, by content hash."""
     return workspace / ".sftjob" / "cache" / "models"
+
+
+def hub_copy(workspace: Path, repository: str, commit: str) -> Path:
+    """The folder of a model of the Hugging Face hub at `commit`."""
+    return model_cache(workspace) / f"{repository.replace('/', '--')}--{commit[:12]}"

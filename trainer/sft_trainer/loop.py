@@ -123,21 +123,22 @@ def optimizer_step(parts: Parts, step: int, rate: float) -> OwnStep:
     ]
     own.supervised = sum(batch.supervised for batch in batches)
     (everywhere,) = world.sum([own.supervised])
+    # DeepSpeed averages gradients over ranks: times their number, it is the sum again.
+    scale = world.size / max(1.0, everywhere)
     clock = _lap(own.phases, "data_wait", clock)
     losses = torch.zeros((), dtype=torch.float64, device=world.device)
     for index, batch in enumerate(batches):
         engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
-        loss = supervised_loss(engine, batch)
+        loss = supervised_loss(engine, batch, scale)
         clock = _lap(own.phases, "forward", clock)
-        # DeepSpeed averages gradients over ranks: times their number, it is the sum again.
-        engine.backward(loss * (world.size / max(1.0, everywhere)), scale_wrt_gas=False)
+        engine.backward(loss, scale_wrt_gas=False)
         losses += loss.detach()
         own.tokens += batch.tokens
         own.padding += batch.padding
         clock = _lap(own.phases, "backward", clock)
     engines.set_learning_rate(engine, rate)
     own.norm = engines.step(engine)
-    own.loss_sum = float(losses)
+    own.loss_sum = float(losses) / scale
     clock = _lap(own.phases, "optimizer", clock)
     own.seconds = clock - start
     return own

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from sft_trainer.checkpoint.files import write_atomically
 from sft_trainer.config import CheckpointFact, Progress
 from sft_trainer.metrics import Metrics
 from sft_trainer.outcome import now
@@ -183,9 +184,9 @@ class Reporter:
         """Steps behind the resumed checkpoint are about to happen again: their lines go."""
         path = self._report / METRICS_FILE
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) <= step]
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            write_atomically(path, "".join(f"{line}\n" for line in kept))
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -195,8 +196,8 @@ class Reporter:
 def _step_of(line: str) -> float:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # half a line, from a run that was killed while writing it
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return float("inf")  # half a line, or none: from a run that was killed, or a node that lost power
 
 
 def duration(seconds: int) -> str:

@@ -92,9 +92,9 @@ def _config(path: Path) -> TrainConfig:
 
 def _classified(error: BaseException) -> TrainerError:
     distributed = sys.modules.get("sft_trainer.distributed")
-    lost = distributed.peer_lost(error) if distributed else None
-    if isinstance(lost, TrainerError):
-        return lost
+    known = distributed.communication_failure(error) if distributed else None
+    if isinstance(known, TrainerError):
+        return known
     return classify(error)
 
 

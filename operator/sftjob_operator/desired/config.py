@@ -50,7 +50,9 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
         attempt=number,
         identity=identity(job, facts),
         model=config.TrainModel(
-            directory=facts.model.directory, chat_template=_chat_template(spec.model.chat_template)
+            directory=facts.model.directory,
+            resolved=facts.model.resolved,
+            chat_template=_chat_template(spec.model.chat_template),
         ),
         data=config.TrainData(
             cache=facts.data.cache, max_length=spec.data.max_length, packing=spec.data.packing

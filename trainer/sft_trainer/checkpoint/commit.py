@@ -23,7 +23,7 @@ from sft_trainer.checkpoint.state import TrainerState
 from sft_trainer.config import CheckpointFact
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
-from sft_trainer.errors import VolumeFull
+from sft_trainer.errors import VolumeFull, classify
 from sft_trainer.layout import JobFolder
 
 logger = logging.getLogger(__name__)
@@ -56,8 +56,10 @@ class Store:
         world.first(lambda: self._begin(staging, expected_bytes))
         try:
             return self._save(staging, engine, saved, world)
-        except Exception:
-            if world.is_first:  # a full volume should not stay full of what is worth nothing
+        except Exception as error:
+            # A full volume should not stay full of what is worth nothing. Rank 0 may never notice that another
+            # rank found it full; any other failure it has to notice itself, for it may be publishing.
+            if world.is_first or isinstance(classify(error), VolumeFull):
                 shutil.rmtree(staging, ignore_errors=True)
             raise
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from sft_trainer.checkpoint.state import TrainerState
 from sft_trainer.config import CheckpointFact, TrainConfig
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
-from sft_trainer.errors import Crash, UserError
+from sft_trainer.errors import Crash, TrainerError, UserError
 from sft_trainer.layout import shown
 
 logger = logging.getLogger(__name__)
@@ -50,14 +51,19 @@ def newest_whole(checkpoints: Path) -> Found | None:
             return Found(directory, saved, size_of(directory))
         broken[directory] = wrong or "its state cannot be read"
     if broken:
-        newest, reason = next(iter(broken.items()))
-        raise UserError(
-            "NoWholeCheckpoint",
-            f"none of the {len(broken)} checkpoints in {shown(checkpoints)} is whole ({newest.name}: {reason}): "
-            "restore one, or give the training up by removing that folder, or by creating the SFTJob anew with "
-            "checkpoint.onExisting: StartFresh",
-        )
+        raise no_whole_checkpoint(checkpoints, broken)
     return None
+
+
+def no_whole_checkpoint(checkpoints: Path, broken: dict[Path, str]) -> UserError:
+    """What is said where going on would mean starting over; `broken` from the newest on, with reasons."""
+    newest, reason = next(iter(broken.items()))
+    return UserError(
+        "NoWholeCheckpoint",
+        f"none of the {len(broken)} checkpoints in {shown(checkpoints)} is whole ({newest.name}: {reason}): "
+        "restore one, or give the training up by removing that folder, or by creating the SFTJob anew with "
+        "checkpoint.onExisting: StartFresh",
+    )
 
 
 def require_known_format(saved: TrainerState) -> None:
@@ -148,11 +154,39 @@ def require_same_batches(saved: TrainerState, plan: Plan) -> None:
 
 
 def load(engine: Engine, found: Found, world: World) -> None:
-    """Put the training where `found` left it, random generators included. Collective."""
+    """Put the training where `found` left it, random generators included. Collective.
+
+    Raises:
+        Crash: it cannot be loaded. Where that is because of bytes between the sampled ones it was set aside.
+        UserError: so it is, and there is no older one.
+    """
     partial = any(not p.requires_grad for p in engine.module.parameters())
-    path, _ = engine.load_checkpoint(
-        str(found.directory), tag=ENGINE_TAG, load_module_strict=not partial, load_lr_scheduler_states=False
+    try:
+        path, _ = engine.load_checkpoint(
+            str(found.directory),
+            tag=ENGINE_TAG,
+            load_module_strict=not partial,
+            load_lr_scheduler_states=False,
+        )
+        if path is None:
+            raise Crash(
+                f"DeepSpeed could not load checkpoint {found.directory.name}", "CheckpointNotLoadable"
+            )
+        state.load_random(found.directory, world.rank)
+    except Exception as error:
+        if (wrong := manifest.problem(found.directory, every_byte=True)) is not None:
+            raise _damaged(found, wrong) from error
+        raise
+
+
+def _damaged(found: Found, wrong: str) -> TrainerError:
+    """Some ranks have loaded what others cannot: it takes a new attempt, which finds an older checkpoint."""
+    checkpoints = found.directory.parent
+    if not any(step < found.state.step for step in steps(checkpoints)):
+        return no_whole_checkpoint(checkpoints, {found.directory: wrong})
+    with suppress(FileNotFoundError):  # another rank was faster
+        set_aside(found.directory, wrong)
+    return Crash(
+        f"checkpoint {found.directory.name} is damaged ({wrong}); the next attempt continues from an older one",
+        "CheckpointNotLoadable",
     )
-    if path is None:
-        raise Crash(f"DeepSpeed could not load checkpoint {found.directory.name}", "CheckpointNotLoadable")
-    state.load_random(found.directory, world.rank)
