@@ -14,7 +14,8 @@ from sftjob_operator.cli.errors import CliError
 from sftjob_operator.cli.session import LOOK_SECONDS, now
 from sftjob_operator.cluster.base import Key, Manifest, ref_of
 from sftjob_operator.cluster.local import LocalCluster
-from sftjob_operator.cluster.local.lock import StateInUseError, exclusive
+from sftjob_operator.cluster.local.errors import StateError
+from sftjob_operator.cluster.local.lock import exclusive
 
 
 def get(state: Path, console: Console) -> None:
@@ -54,7 +55,7 @@ def delete(state: Path, key: Key, console: Console) -> None:
     try:
         with exclusive(state):
             aio.run(_delete(LocalCluster(state), key))
-    except StateInUseError as error:
+    except StateError as error:
         raise CliError(str(error)) from None
     console.print(f"{key.name} is deleted; its files in the workspace stay", markup=False, highlight=False)
 
@@ -71,7 +72,7 @@ def _open(state: Path) -> LocalCluster:
         raise CliError(f"{state}: no local jobs here; --state names the directory that `sftjob run` used")
     try:
         return LocalCluster(state)
-    except ValueError as error:
+    except StateError as error:
         raise CliError(str(error)) from None
 
 
