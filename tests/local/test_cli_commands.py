@@ -19,6 +19,8 @@ from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.cli import app, furnish, table
 from sftjob_operator.cli.errors import CliError
 from sftjob_operator.cli.render import placeholder_facts
+from sftjob_operator.cluster.local import rules
+from sftjob_operator.cluster.local.store import Store
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 NOW = datetime(2030, 1, 1, 0, 2, 5, tzinfo=UTC)
@@ -115,6 +117,37 @@ def test_run_refuses_a_bad_spec_with_the_words_of_the_api_server(bench: Bench):
     )
 
 
+def test_a_name_never_leaves_the_state_directory(bench: Bench):
+    words = ("--workspace", str(bench.workspace), "--state", str(bench.state))
+    assert "--namespace is" in failing("run", str(bench.file()), "-n", "../../../escape", *words)
+    bench.spec = {"workspace": {"claimName": "../../escape"}}
+    assert "spec.workspace.claimName ../../escape: a lowercase RFC 1123" in failing(
+        "run", str(bench.file()), *words
+    )
+    with pytest.raises(ValueError, match="does not name a file"):
+        Store(bench.state).put(
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "../x", "namespace": "n"}}
+        )
+    assert not list(bench.folder.rglob("*escape*"))
+
+
+def test_a_negative_quantity_is_refused(bench: Bench):
+    bench.spec = {"workers": {"nodes": 1, "gpusPerNode": 0, "sharedMemory": "-5Gi"}}
+    words = "InvalidQuantity: spec.workers.sharedMemory: -5Gi is less than nothing: write 0 or more"
+    assert words in failing("render", str(bench.file()))
+    assert words in failing(
+        "run", str(bench.file()), "--state", str(bench.state), "--workspace", str(bench.workspace)
+    )
+
+
+def test_a_rule_that_cannot_be_evaluated_is_a_refusal_and_no_traceback():
+    schema = {"type": "object", "x-kubernetes-validations": [{"rule": "self.a + 1 > 0", "message": "never"}]}
+    (problem,) = rules.violations({"a": 2**63 - 1}, None, schema)
+    assert "rule evaluation error" in str(problem)
+    (problem,) = rules.violations({"a": 2**63}, None, schema)
+    assert "rule evaluation error" in str(problem)
+
+
 def test_a_job_for_gpus_is_refused_where_there_are_none(bench: Bench):
     manifest = bench.manifest()
     manifest["spec"]["workers"] = {"nodes": 2, "gpusPerNode": 8}
@@ -139,6 +172,7 @@ def test_a_job_for_gpus_is_refused_where_there_are_none(bench: Bench):
     ("words", "message"),
     [
         ("hub", "NAME=FILE is needed"),
+        ("../../hub={file}", "a lowercase RFC 1123 subdomain must consist of"),
         ("hub=nowhere", "nowhere cannot be read"),
         ("hub={file}", "line 2: KEY=VALUE is needed"),
     ],

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.live import Live
 
 from sftjob_operator.api.names import LABEL_JOB
-from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.cli import aio, farewell, furnish, table
 from sftjob_operator.cli.errors import FAILED, INTERRUPTED, OK, USAGE, CliError
-from sftjob_operator.cli.load import load
+from sftjob_operator.cli.load import load, parse
 from sftjob_operator.cli.session import Session, Show, now
 from sftjob_operator.cluster.base import Key, Manifest, Rejected, ref_of
 from sftjob_operator.cluster.local import LocalCluster
@@ -82,7 +81,7 @@ async def _apply(
     cluster: LocalCluster, key: Key, manifest: Manifest, secrets: Sequence[Manifest], options: Options
 ) -> None:
     """The job and what it needs, in the cluster; CliError in the API server's words where it is refused."""
-    wanted = {**manifest, "spec": {"suspend": False, **manifest.get("spec", {})}}
+    wanted = {**manifest, "spec": {"suspend": False, **manifest["spec"]}}
     old = cluster.sftjob(key)
     if old is not None and table.is_true(old, "Failed") and "startTime" not in old.get("status", {}):
         # It never started: what was wrong may be repaired outside the YAML, in the data.
@@ -90,7 +89,7 @@ async def _apply(
         old = None
     try:
         checked = await (cluster.create(wanted, dry_run=True) if old is None else cluster.apply(wanted))
-        job = SFTJob.model_validate(checked)
+        job = parse(options.file, checked)
         furnish.check_gpus(job, options.file)
         claim = furnish.claim(job.spec.workspace.claim_name, key.namespace, options.workspace)
         for item in (claim, *secrets):

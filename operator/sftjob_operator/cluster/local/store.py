@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sftjob_operator.cluster.base import Manifest, Ref, ref_of
+from sftjob_operator.cluster.local import names
 from sftjob_operator.cluster.local.errors import StateError
 from sftjob_operator.cluster.local.objects import has_labels
 
@@ -84,7 +85,9 @@ class Store:
                     yield item
 
     def _path(self, ref: Ref) -> Path:
-        return self._directory / ref.kind.lower() / (ref.namespace or "_") / f"{ref.name}.json"
+        if not names.is_safe(ref):
+            raise ValueError(f"{ref} does not name a file of {self._directory}")
+        return self._directory / ref.kind.lower() / ref.namespace / f"{ref.name}.json"
 
     def _write(self, ref: Ref, item: Manifest) -> None:
         path = self._path(ref)
