@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -192,10 +193,36 @@ def test_get_logs_and_delete_see_what_run_has_left(bench: Bench):
     assert invoke("logs", "bot", *state).exit_code == 0
     assert "there is no job other in namespace default; there are: bot" in failing("logs", "other", *state)
     assert invoke("delete", "bot", *state).output == "bot is deleted; its files in the workspace stay\n"
-    assert {path.parts[-3] for path in bench.state.glob("objects/*/default/bot*")} == {"event"}
+    assert not list(bench.state.glob("objects/**/*.json"))
     assert not list(bench.state.glob("pods/default/*"))
+    assert "there is no job bot in namespace default; there are: none" in failing("delete", "bot", *state)
     assert (bench.job_folder / "export").is_dir()
     assert bench.run()[0] == 0
+
+
+@pytest.mark.processes
+def test_a_deletion_that_was_interrupted_is_finished_by_the_next(bench: Bench):
+    assert bench.run()[0] == 0
+    (bench.state / "objects" / "sftjob" / "default" / "bot.json").unlink()
+    state = ("--state", str(bench.state))
+    assert invoke("delete", "bot", *state).output == "bot is deleted; its files in the workspace stay\n"
+    assert not list(bench.state.glob("objects/**/*.json"))
+
+
+def test_a_deletion_leaves_what_another_job_uses(tmp_path: Path):
+    state, uid = tmp_path / "state", itertools.count()
+    for kind, name in (("PersistentVolumeClaim", "w"), ("Secret", "hub"), ("Secret", "theirs")):
+        metadata = {"name": name, "namespace": "default", "uid": str(next(uid))}
+        Store(state / "objects").put({"apiVersion": "v1", "kind": kind, "metadata": metadata})
+    for name, secret in (("bot", "hub"), ("other", "theirs")):
+        manifest = Bench(
+            tmp_path, name, spec={"model": {"path": "a", "secretRef": {"name": secret}}}
+        ).manifest()
+        manifest["metadata"] |= {"namespace": "default", "uid": str(next(uid))}
+        Store(state / "objects").put(manifest)
+    assert invoke("delete", "bot", "--state", str(state)).exit_code == 0
+    left = {path.stem for path in state.glob("objects/**/*.json")}
+    assert left == {"w", "theirs", "other"}
 
 
 def test_a_state_that_is_not_there_is_named(tmp_path: Path):

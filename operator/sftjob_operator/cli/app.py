@@ -117,9 +117,9 @@ def logs(
 @app.command()
 def delete(name: Name, state: State = STATE, namespace: OfNamespace = "default") -> None:
     """Delete a job of this machine and end its pods; its files in the workspace stay."""
-    from sftjob_operator.cli import inspect
+    from sftjob_operator.cli import delete as command
 
-    inspect.delete(state, Key(namespace, name), console())
+    command.delete(state, Key(namespace, name), console())
 
 
 def main() -> None:
