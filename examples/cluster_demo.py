@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -21,12 +22,16 @@ FOLDER = HERE.parent / ".sftjob" / "cluster-demo"
 
 def main() -> int:
     """0 when the job completed."""
+    try:
+        gguf = assets.model_gguf()
+    except assets.FetchError as error:
+        say(f"error: {error}")
+        return 1
     kube = rooms.connect()
     say("helm install sftjob charts/sftjob --namespace sftjob-system")
     rooms.install(kube)
     FOLDER.mkdir(parents=True, exist_ok=True)
     room = next(rooms.make_room(kube, NAMESPACE, FOLDER))
-    gguf = assets.model_gguf()
     shutil.copyfile(gguf, room.workspace / "models" / gguf.name)
     for file in (HERE / "data").glob("*.jsonl"):
         shutil.copyfile(file, room.workspace / "datasets" / file.name)
@@ -54,4 +59,8 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

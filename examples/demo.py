@@ -6,9 +6,12 @@ Everything lies in .sftjob/demo. A second run finds the job complete and only as
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -29,22 +32,37 @@ console = Console()
 def main() -> int:
     """0 when the tuned model answers as the data teaches and the base model did not."""
     console.rule("[bold]1. a real model and the data of examples/data")
-    furnish(WORKSPACE)
+    try:
+        furnish(WORKSPACE)
+    except assets.FetchError as error:
+        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        return 1
     console.rule("[bold]2. the job: two nodes of one CPU process each, DeepSpeed ZeRO-2")
     manifest = HERE / "support-bot.yaml"
     console.print(
         f"[dim]sftjob run {manifest.relative_to(ROOT)} --workspace {WORKSPACE.relative_to(ROOT)}[/dim]"
     )
     command = [sys.executable, "-m", "sftjob_operator.cli.app", "run", str(manifest)]
-    code = subprocess.call(
-        [*command, "--workspace", str(WORKSPACE), "--state", str(DEMO / "state")], cwd=ROOT
-    )
+    code = follow([*command, "--workspace", str(WORKSPACE), "--state", str(DEMO / "state")])
     if code != 0:
         return code
     console.rule("[bold]3. the same questions before and after")
     verdict = compare()
     where()
     return verdict
+
+
+def follow(command: Sequence[str]) -> int:
+    """The exit code of the command. Ctrl-C is the command's alone, however long it takes to save a checkpoint."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(
+            signal.SIGINT, lambda *_: None
+        )  # a handler, unlike SIG_IGN, is not passed on to the child
+    try:
+        return subprocess.Popen(command, cwd=ROOT).wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def furnish(workspace: Path) -> None:
@@ -117,4 +135,8 @@ def where() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

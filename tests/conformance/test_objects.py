@@ -20,6 +20,13 @@ async def test_a_created_object_has_a_uid_and_its_name_is_taken(rig: Rig):
     assert (await rig.get("ConfigMap", "one"))["data"] == {"a": "1"}
 
 
+async def test_a_name_that_is_none_is_refused(rig: Rig):
+    with pytest.raises(
+        Rejected, match=r'metadata.name: Invalid value: "Upper": a lowercase RFC 1123 subdomain'
+    ):
+        await rig.cluster.create(rig.config_map("Upper", {}))
+
+
 async def test_a_dry_run_checks_and_stores_nothing(rig: Rig):
     await rig.cluster.create(rig.config_map("dry", {}), dry_run=True)
     assert await rig.cluster.get(rig.ref("ConfigMap", "dry")) is None

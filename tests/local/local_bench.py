@@ -79,16 +79,21 @@ class Bench:
         options = Options(self.file(), self.workspace, self.state, None, secrets)
         return run(options, Console(file=out, width=200)), out.getvalue()
 
-    def start(self) -> subprocess.Popen[str]:
-        """As a process of its own, which can be interrupted and killed."""
+    def start(self, *program: str, **more: Any) -> subprocess.Popen[str]:
+        """As a process of its own, which can be interrupted and killed; `program`: instead of the plain command."""
         words = ["--workspace", str(self.workspace), "--state", str(self.state)]
         return subprocess.Popen(
-            [sys.executable, "-m", "sftjob_operator.cli.app", "run", str(self.file()), *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            [
+                sys.executable,
+                *(program or ("-m", "sftjob_operator.cli.app")),
+                "run",
+                str(self.file()),
+                *words,
+            ],
             text=True,
             env={**os.environ, "PYTHONPATH": f"{ROOT}/operator:{ROOT}/trainer"},
             start_new_session=True,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **more},
         )
 
     def pids(self, attempt: int) -> list[int]:

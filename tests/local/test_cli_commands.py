@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,8 @@ from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.cli import app, furnish, table
 from sftjob_operator.cli.errors import CliError
 from sftjob_operator.cli.render import placeholder_facts
+from sftjob_operator.cluster.local import rules
+from sftjob_operator.cluster.local.store import Store
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 NOW = datetime(2030, 1, 1, 0, 2, 5, tzinfo=UTC)
@@ -115,6 +118,37 @@ def test_run_refuses_a_bad_spec_with_the_words_of_the_api_server(bench: Bench):
     )
 
 
+def test_a_name_never_leaves_the_state_directory(bench: Bench):
+    words = ("--workspace", str(bench.workspace), "--state", str(bench.state))
+    assert "--namespace is" in failing("run", str(bench.file()), "-n", "../../../escape", *words)
+    bench.spec = {"workspace": {"claimName": "../../escape"}}
+    assert "spec.workspace.claimName ../../escape: a lowercase RFC 1123" in failing(
+        "run", str(bench.file()), *words
+    )
+    with pytest.raises(ValueError, match="does not name a file"):
+        Store(bench.state).put(
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "../x", "namespace": "n"}}
+        )
+    assert not list(bench.folder.rglob("*escape*"))
+
+
+def test_a_negative_quantity_is_refused(bench: Bench):
+    bench.spec = {"workers": {"nodes": 1, "gpusPerNode": 0, "sharedMemory": "-5Gi"}}
+    words = "InvalidQuantity: spec.workers.sharedMemory: -5Gi is less than nothing: write 0 or more"
+    assert words in failing("render", str(bench.file()))
+    assert words in failing(
+        "run", str(bench.file()), "--state", str(bench.state), "--workspace", str(bench.workspace)
+    )
+
+
+def test_a_rule_that_cannot_be_evaluated_is_a_refusal_and_no_traceback():
+    schema = {"type": "object", "x-kubernetes-validations": [{"rule": "self.a + 1 > 0", "message": "never"}]}
+    (problem,) = rules.violations({"a": 2**63 - 1}, None, schema)
+    assert "rule evaluation error" in str(problem)
+    (problem,) = rules.violations({"a": 2**63}, None, schema)
+    assert "rule evaluation error" in str(problem)
+
+
 def test_a_job_for_gpus_is_refused_where_there_are_none(bench: Bench):
     manifest = bench.manifest()
     manifest["spec"]["workers"] = {"nodes": 2, "gpusPerNode": 8}
@@ -139,6 +173,7 @@ def test_a_job_for_gpus_is_refused_where_there_are_none(bench: Bench):
     ("words", "message"),
     [
         ("hub", "NAME=FILE is needed"),
+        ("../../hub={file}", "a lowercase RFC 1123 subdomain must consist of"),
         ("hub=nowhere", "nowhere cannot be read"),
         ("hub={file}", "line 2: KEY=VALUE is needed"),
     ],
@@ -158,10 +193,36 @@ def test_get_logs_and_delete_see_what_run_has_left(bench: Bench):
     assert invoke("logs", "bot", *state).exit_code == 0
     assert "there is no job other in namespace default; there are: bot" in failing("logs", "other", *state)
     assert invoke("delete", "bot", *state).output == "bot is deleted; its files in the workspace stay\n"
-    assert {path.parts[-3] for path in bench.state.glob("objects/*/default/bot*")} == {"event"}
+    assert not list(bench.state.glob("objects/**/*.json"))
     assert not list(bench.state.glob("pods/default/*"))
+    assert "there is no job bot in namespace default; there are: none" in failing("delete", "bot", *state)
     assert (bench.job_folder / "export").is_dir()
     assert bench.run()[0] == 0
+
+
+@pytest.mark.processes
+def test_a_deletion_that_was_interrupted_is_finished_by_the_next(bench: Bench):
+    assert bench.run()[0] == 0
+    (bench.state / "objects" / "sftjob" / "default" / "bot.json").unlink()
+    state = ("--state", str(bench.state))
+    assert invoke("delete", "bot", *state).output == "bot is deleted; its files in the workspace stay\n"
+    assert not list(bench.state.glob("objects/**/*.json"))
+
+
+def test_a_deletion_leaves_what_another_job_uses(tmp_path: Path):
+    state, uid = tmp_path / "state", itertools.count()
+    for kind, name in (("PersistentVolumeClaim", "w"), ("Secret", "hub"), ("Secret", "theirs")):
+        metadata = {"name": name, "namespace": "default", "uid": str(next(uid))}
+        Store(state / "objects").put({"apiVersion": "v1", "kind": kind, "metadata": metadata})
+    for name, secret in (("bot", "hub"), ("other", "theirs")):
+        manifest = Bench(
+            tmp_path, name, spec={"model": {"path": "a", "secretRef": {"name": secret}}}
+        ).manifest()
+        manifest["metadata"] |= {"namespace": "default", "uid": str(next(uid))}
+        Store(state / "objects").put(manifest)
+    assert invoke("delete", "bot", "--state", str(state)).exit_code == 0
+    left = {path.stem for path in state.glob("objects/**/*.json")}
+    assert left == {"w", "theirs", "other"}
 
 
 def test_a_state_that_is_not_there_is_named(tmp_path: Path):

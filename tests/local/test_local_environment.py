@@ -11,6 +11,7 @@ import pytest
 
 from sft_trainer.config import METRICS_PORT
 from sftjob_operator.cluster.local import addresses, environment, objects
+from sftjob_operator.cluster.local.errors import StateError
 from sftjob_operator.cluster.local.store import Store
 from sftjob_operator.cluster.local.volumes import Mount
 
@@ -127,7 +128,7 @@ def test_the_store_is_found_again_by_the_next_process(tmp_path: Path):
     assert again.version == store.version
     assert seen == ["1"]
     (tmp_path / "secret" / "n" / "a.json").write_text("{")
-    with pytest.raises(ValueError, match=r"a\.json does not hold a stored object"):
+    with pytest.raises(StateError, match=r"a\.json does not hold a stored object"):
         Store(tmp_path)
 
 

@@ -152,6 +152,24 @@ def test_ranks_that_ended_while_nobody_looked_are_counted(bench: Bench):
     assert len(bench.job()["status"]["attempts"]) == 1
 
 
+def test_ranks_that_went_with_the_machine_are_a_disruption_and_not_charged(bench: Bench):
+    bench.env, bench.spec = {"FAKE_STEPS": "9", "FAKE_HOLD": "4"}, {"failurePolicy": {"maxRestarts": 0}}
+    process = bench.start()
+    until(lambda: bench.step() == 4, "step 4")
+    pids = bench.pids(1)
+    process.kill()
+    process.communicate()
+    for file in bench.state.glob("pods/default/bot-1-*/process.json"):  # as after a power cut
+        os.kill(json.loads(file.read_text())["supervisor"]["pid"], signal.SIGKILL)
+    until(lambda: not any(lives(pid) for pid in pids), "the ranks go with their supervisors")
+    (bench.job_folder / "go").touch()
+    code, out = bench.run()
+    assert code == 0, out
+    first, second = bench.job()["status"]["attempts"]
+    assert (first["reason"], first["charged"], second["state"]) == ("Disrupted", False, "Succeeded")
+    assert "was this machine restarted?" in first["message"]
+
+
 def test_a_killed_rank_is_a_failed_attempt(bench: Bench):
     bench.env = {"FAKE_STEPS": "9", "FAKE_HOLD": "4"}
     process = bench.start()

@@ -14,7 +14,9 @@ import pytest
 
 from local.local_bench import lives, until
 from sftjob_operator.cluster.local import supervise
+from sftjob_operator.cluster.local.pods import Kubelet
 from sftjob_operator.cluster.local.processes import Processes
+from sftjob_operator.cluster.local.store import Store
 
 pytestmark = pytest.mark.processes
 SPAWN = (
@@ -109,10 +111,23 @@ def test_a_second_supervisor_of_the_same_pod_steps_back(start: Start, directory:
     until((directory / "starts").exists, "the first runs")
     other = Processes()
     other.start(directory)
-    other.forget(directory)  # waits for its end
+    until(lambda: other._children[directory].poll() is not None, "the second has stepped back")
+    assert other.is_running(directory), "the container lives, whoever watches it"
+    other.forget(directory)
     (directory / "go").touch()
     until(lambda: Processes().exit(directory), "the end of the first")
     assert (directory / "starts").read_text() == "x"
+
+
+def test_the_end_of_a_pod_is_waited_for_before_its_directory_goes(
+    start: Start, directory: Path, tmp_path: Path
+):
+    start("import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)")
+    pid = pid_in(directory / "pid")
+    store = Store(tmp_path / "objects")
+    Kubelet(tmp_path, store, {}).sweep()  # of a later run, which knows no such pod
+    assert not lives(pid)
+    assert not directory.exists()
 
 
 def test_a_reused_pid_is_left_alone(directory: Path):

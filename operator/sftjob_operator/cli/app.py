@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from sftjob_operator.cli.errors import CliError
+from sftjob_operator.cli.terminal import console
 from sftjob_operator.cluster.base import Key
 
 STATE = Path(".sftjob") / "state"
@@ -70,7 +71,7 @@ def run(
         namespace=namespace,
         secrets=secret or (),
     )
-    raise typer.Exit(command.run(options, Console()))
+    raise typer.Exit(command.run(options, console()))
 
 
 @app.command()
@@ -97,7 +98,7 @@ def get(state: State = STATE) -> None:
     """List the jobs of this machine."""
     from sftjob_operator.cli import inspect
 
-    inspect.get(state, Console())
+    inspect.get(state, console())
 
 
 @app.command()
@@ -110,15 +111,15 @@ def logs(
     """Print the last lines of a job's newest pods."""
     from sftjob_operator.cli import inspect
 
-    inspect.logs(state, Key(namespace, name), tail, Console())
+    inspect.logs(state, Key(namespace, name), tail, console())
 
 
 @app.command()
 def delete(name: Name, state: State = STATE, namespace: OfNamespace = "default") -> None:
     """Delete a job of this machine and end its pods; its files in the workspace stay."""
-    from sftjob_operator.cli import inspect
+    from sftjob_operator.cli import delete as command
 
-    inspect.delete(state, Key(namespace, name), Console())
+    command.delete(state, Key(namespace, name), console())
 
 
 def main() -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.cli.errors import CliError
 from sftjob_operator.cluster.base import Manifest
-from sftjob_operator.cluster.local import node
+from sftjob_operator.cluster.local import names, node
 from sftjob_operator.cluster.local.volumes import BOUND_TO
 
 
 def claim(name: str, namespace: str, directory: Path) -> Manifest:
     """A PersistentVolumeClaim that is bound to a directory."""
+    _check_name(f"spec.workspace.claimName {name}", name)
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -32,6 +33,7 @@ def secret(words: str, namespace: str) -> Manifest:
     name, _, file = words.partition("=")
     if not name or not file:
         raise CliError(f"--secret {words}: NAME=FILE is needed, where FILE has lines KEY=VALUE")
+    _check_name(f"--secret {name}", name)
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -60,6 +62,11 @@ def check_gpus(job: SFTJob, file: Path, there: int | None = None) -> None:
         f"{file}: the job needs {gpus}{stated}, but {machine}: "
         "set spec.workers.gpusPerNode: 0 to train on the CPU, or run it in a cluster"
     )
+
+
+def _check_name(what: str, name: str) -> None:
+    if not names.is_subdomain(name):
+        raise CliError(f"{what}: {names.SUBDOMAIN_WORDS}")
 
 
 def _dotenv(text: str, file: str) -> Mapping[str, str]:

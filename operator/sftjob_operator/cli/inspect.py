@@ -1,8 +1,7 @@
-"""The small commands over a local state: get, logs, delete."""
+"""The small commands over a local state: get and logs."""
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 from rich.console import Console
@@ -11,27 +10,27 @@ from rich.table import Table
 from sftjob_operator.api.names import LABEL_JOB
 from sftjob_operator.cli import aio, table
 from sftjob_operator.cli.errors import CliError
-from sftjob_operator.cli.session import LOOK_SECONDS, now
+from sftjob_operator.cli.session import now
 from sftjob_operator.cluster.base import Key, Manifest, ref_of
 from sftjob_operator.cluster.local import LocalCluster
-from sftjob_operator.cluster.local.lock import StateInUseError, exclusive
+from sftjob_operator.cluster.local.errors import StateError
 
 
 def get(state: Path, console: Console) -> None:
     """All jobs, as `kubectl get sftjobs` shows them."""
-    cluster = _open(state)
+    cluster = opened(state)
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for column in table.COLUMNS:
         shown.add_column(column, no_wrap=True)
     for key in cluster.keys():
-        shown.add_row(*table.row(_job(cluster, key), now()))
+        shown.add_row(*table.row(job_of(cluster, key), now()))
     console.print(shown)
 
 
 def logs(state: Path, key: Key, tail: int, console: Console) -> None:
     """The newest pods' last lines."""
-    cluster = _open(state)
-    _job(cluster, key)
+    cluster = opened(state)
+    job_of(cluster, key)
     pods = cluster.pods(key.namespace, {LABEL_JOB: key.name})
     if not pods:
         raise CliError(
@@ -48,34 +47,18 @@ def logs(state: Path, key: Key, tail: int, console: Console) -> None:
                 )
 
 
-def delete(state: Path, key: Key, console: Console) -> None:
-    """The job and its pods; what it left in the workspace stays."""
-    _open(state)
-    try:
-        with exclusive(state):
-            aio.run(_delete(LocalCluster(state), key))
-    except StateInUseError as error:
-        raise CliError(str(error)) from None
-    console.print(f"{key.name} is deleted; its files in the workspace stay", markup=False, highlight=False)
-
-
-async def _delete(cluster: LocalCluster, key: Key) -> None:
-    await cluster.delete(ref_of(_job(cluster, key)))
-    while cluster.pods(key.namespace, {LABEL_JOB: key.name}) or cluster.jobs(key):
-        cluster.tick()
-        await asyncio.sleep(LOOK_SECONDS)
-
-
-def _open(state: Path) -> LocalCluster:
+def opened(state: Path) -> LocalCluster:
+    """The cluster of a state directory that is there."""
     if not state.is_dir():
         raise CliError(f"{state}: no local jobs here; --state names the directory that `sftjob run` used")
     try:
         return LocalCluster(state)
-    except ValueError as error:
+    except StateError as error:
         raise CliError(str(error)) from None
 
 
-def _job(cluster: LocalCluster, key: Key) -> Manifest:
+def job_of(cluster: LocalCluster, key: Key) -> Manifest:
+    """The job; CliError where there is none."""
     job = cluster.sftjob(key)
     if job is None:
         known = ", ".join(sorted(other.name for other in cluster.keys())) or "none"

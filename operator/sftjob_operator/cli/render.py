@@ -15,7 +15,7 @@ from sft_trainer import config
 from sftjob_operator.api import names
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.cli.errors import CliError
-from sftjob_operator.cli.load import load, load_json
+from sftjob_operator.cli.load import load, load_json, parse
 from sftjob_operator.cluster.base import Manifest, Rejected
 from sftjob_operator.cluster.local import admission
 from sftjob_operator.desired.job import attempt_config_map, attempt_job
@@ -109,7 +109,7 @@ def _job(file: Path, namespace: str | None) -> SFTJob:
         admitted = admission.admit(manifest, None)
     except Rejected as error:
         raise CliError(f"{file}: {error.message}") from None
-    job = SFTJob.model_validate({**admitted, "metadata": {**admitted["metadata"], "uid": _UID}})
+    job = parse(file, {**admitted, "metadata": {**admitted["metadata"], "uid": _UID}})
     wrong = objection(job)
     if wrong is not None:
         raise CliError(f"{file}: {wrong.reason}: {wrong.message}")

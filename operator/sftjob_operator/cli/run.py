@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.live import Live
 
 from sftjob_operator.api.names import LABEL_JOB
-from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.cli import aio, farewell, furnish, table
 from sftjob_operator.cli.errors import FAILED, INTERRUPTED, OK, USAGE, CliError
-from sftjob_operator.cli.load import load
+from sftjob_operator.cli.load import load, parse
 from sftjob_operator.cli.session import Session, Show, now
 from sftjob_operator.cluster.base import Key, Manifest, Rejected, ref_of
 from sftjob_operator.cluster.local import LocalCluster
-from sftjob_operator.cluster.local.lock import StateInUseError, exclusive
+from sftjob_operator.cluster.local.errors import StateError
+from sftjob_operator.cluster.local.lock import exclusive
 
 LOG = "sftjob.log"
 
@@ -45,10 +45,10 @@ def run(options: Options, console: Console) -> int:
         with exclusive(options.state):
             _log_to(options.state / LOG)
             return aio.run(_run(options, manifest, secrets, console))
-    except StateInUseError as error:
+    except StateError as error:
         raise CliError(str(error)) from None
-    except ValueError as error:
-        raise CliError(str(error)) from None
+    except OSError as error:
+        raise CliError(f"--state {options.state} cannot be used: {error}") from None
 
 
 async def _run(options: Options, manifest: Manifest, secrets: Sequence[Manifest], console: Console) -> int:
@@ -62,17 +62,26 @@ async def _run(options: Options, manifest: Manifest, secrets: Sequence[Manifest]
             _say(console, [farewell.again(before, options.state)])
             return OK
         with _display(cluster, console) as show:
-            code = await Session(cluster, key, show).run()
+            code = await _drive(cluster, key, show, options.state)
         return _last_words(cluster, key, code, options, console)
     finally:
         await cluster.close()
+
+
+async def _drive(cluster: LocalCluster, key: Key, show: Show, state: Path) -> int:
+    """The job to its end. Where the state can be written no more (a full disk) we leave, and the ranks stay."""
+    try:
+        return await Session(cluster, key, show).run()
+    except OSError as error:
+        on = "; the ranks run on: the same command takes them up" if cluster.has_processes() else ""
+        raise CliError(f"--state {state} cannot be used any more: {error}{on}", FAILED) from None
 
 
 async def _apply(
     cluster: LocalCluster, key: Key, manifest: Manifest, secrets: Sequence[Manifest], options: Options
 ) -> None:
     """The job and what it needs, in the cluster; CliError in the API server's words where it is refused."""
-    wanted = {**manifest, "spec": {"suspend": False, **manifest.get("spec", {})}}
+    wanted = {**manifest, "spec": {"suspend": False, **manifest["spec"]}}
     old = cluster.sftjob(key)
     if old is not None and table.is_true(old, "Failed") and "startTime" not in old.get("status", {}):
         # It never started: what was wrong may be repaired outside the YAML, in the data.
@@ -80,7 +89,7 @@ async def _apply(
         old = None
     try:
         checked = await (cluster.create(wanted, dry_run=True) if old is None else cluster.apply(wanted))
-        job = SFTJob.model_validate(checked)
+        job = parse(options.file, checked)
         furnish.check_gpus(job, options.file)
         claim = furnish.claim(job.spec.workspace.claim_name, key.namespace, options.workspace)
         for item in (claim, *secrets):
@@ -135,7 +144,7 @@ def _display(cluster: LocalCluster, console: Console) -> Iterator[Show]:
         lines = table.Lines()
 
         def print_line(job: Manifest, note: str) -> None:
-            line = lines.next(job, now())
+            line = lines.next(job, now(), note)
             if line is not None:
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -163,7 +172,8 @@ def _log_to(path: Path) -> None:
     for old in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:
         root.removeHandler(old)
         old.close()
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    logging.raiseExceptions = False  # a line that cannot be written is no reason to fail
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -11,11 +11,11 @@ import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from sftjob_operator.api.names import LABEL_JOB
+from sftjob_operator.api.names import ANNOTATION_SUSPENDED_BY, LABEL_JOB
 from sftjob_operator.api.v1alpha1 import API_VERSION, KIND, SFTJob
 from sftjob_operator.cli import table
 from sftjob_operator.cli.errors import FAILED, INTERRUPTED, OK, USAGE
-from sftjob_operator.cluster.base import Key, Manifest, Ref
+from sftjob_operator.cluster.base import Key, Manifest, Ref, ref_of
 from sftjob_operator.cluster.local import LocalCluster, node
 from sftjob_operator.cluster.local.objects import is_finished
 from sftjob_operator.planning.hardware import BF16_MAJOR, Hardware
@@ -27,6 +27,8 @@ from sftjob_operator.workqueue import WorkQueue
 SETTINGS = Settings(trainer_image="local", poll_seconds=1.0, status_seconds=0.0, workers=1)
 """Here nobody pays for a status write."""
 LOOK_SECONDS = 0.1
+LOUD_FAILURES = 3
+"""So many failed passes in a row are worth a word."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Show = Callable[[Manifest, str], None]
@@ -44,19 +46,26 @@ class Session:
         self._reconciler = Reconciler(cluster, cluster, SETTINGS, hardware=hardware)
         self._workers = Workers(self._queue, self._reconcile, SETTINGS.workers)
         self._has_looked = False
+        self._failures, self._error = 0, ""
         self._interrupts = 0
 
     async def run(self) -> int:
         """Drive the job to its end; the exit code."""
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
+        # What was ignored when we were started (nohup, a background job of a script) stays so.
+        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        for number in heeded:
             loop.add_signal_handler(number, self._interrupt)
         self._cluster.watch(self._changed)
         self._queue.add(self._key)
-        tasks = [asyncio.create_task(self._cluster.run()), asyncio.create_task(self._workers.run())]
+        watching = asyncio.create_task(self._watch())
+        tasks = [
+            watching,
+            asyncio.create_task(self._cluster.run()),
+            asyncio.create_task(self._workers.run()),
+        ]
         try:
-            watching = asyncio.create_task(self._watch())
-            done, _ = await asyncio.wait({watching, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done - {watching}:
                 task.result()  # they never end but by an exception
             return watching.result()
@@ -64,33 +73,44 @@ class Session:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for number in SIGNALS:
+            for number in heeded:
                 loop.remove_signal_handler(number)
 
     async def _watch(self) -> int:
-        suspended = False
         while True:
             job = self._cluster.sftjob(self._key)
             if job is None:
                 return FAILED
-            if self._is_current(job):
-                self._show(job, self._note())
+            is_current, note = self._is_current(job), self._note()
+            if is_current or note:
+                self._show(job, note)
+            if is_current and not self._has_processes():
                 code = outcome(job)
-                if code is not None and not self._has_processes():
+                if code is not None:
                     return code
-                if suspended and table.is_true(job, "Suspended") and not self._has_processes():
-                    return INTERRUPTED
-            if self._interrupts and not suspended:
-                suspended = True
-                await self._cluster.patch(self._ref, {"spec": {"suspend": True}})
+            if self._interrupts and await self._is_stopped(job):
+                return INTERRUPTED
             if self._interrupts > 1:
                 return await self._kill()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _reconcile(self, key: Key) -> float | None:
-        after = await self._reconciler.reconcile(key)
-        self._has_looked = True
+        try:
+            after = await self._reconciler.reconcile(key)
+        except Exception as error:
+            self._failures, self._error = self._failures + 1, str(error) or type(error).__name__
+            raise
+        self._failures, self._has_looked = 0, True
         return after
+
+    async def _is_stopped(self, job: Manifest) -> bool:
+        """Suspend it, also where the operator's passes fail; whether nothing runs any more, and the status says so."""
+        if not job["spec"].get("suspend"):
+            await self._cluster.patch(self._ref, {"spec": {"suspend": True}})
+            return False
+        await self._suspend_jobs()
+        is_said = self._is_current(job) and table.is_true(job, "Suspended")
+        return (is_said or self._failures > 0) and not self._has_processes()
 
     def _is_current(self, job: Manifest) -> bool:
         """Whether the status speaks of the spec as it is, and of this run: an earlier one may have left another."""
@@ -101,6 +121,8 @@ class Session:
         self._interrupts += 1
 
     def _note(self) -> str:
+        if self._failures >= LOUD_FAILURES:
+            return f"the operator cannot go on, and tries again: {self._error}"
         if not self._interrupts:
             return ""
         return "stopping, the ranks save a checkpoint (Ctrl-C again: stop at once, without)"
@@ -110,15 +132,19 @@ class Session:
             self._queue.add(key)
 
     async def _kill(self) -> int:
-        """Suspend the Jobs ourselves, so that what dies now is no failure, and end the processes."""
-        for job in self._cluster.jobs(self._key):
-            if not is_finished(job):
-                ref = Ref("batch/v1", "Job", self._key.namespace, job["metadata"]["name"])
-                await self._cluster.patch(ref, {"spec": {"suspend": True}})
+        """End the processes; what dies now is no failure, for its Job is suspended."""
+        await self._suspend_jobs()
         while self._has_processes():
             self._cluster.kill_pods(self._labels())
             await asyncio.sleep(LOOK_SECONDS)
         return INTERRUPTED
+
+    async def _suspend_jobs(self) -> None:
+        """With the mark of a user's suspension, so that the operator lifts it when the job goes on."""
+        mark = {"metadata": {"annotations": {ANNOTATION_SUSPENDED_BY: "user"}}, "spec": {"suspend": True}}
+        for job in self._cluster.jobs(self._key):
+            if not is_finished(job) and not job["spec"]["suspend"]:
+                await self._cluster.patch(ref_of(job), mark)
 
     def _has_processes(self) -> bool:
         return self._cluster.has_processes(self._labels())

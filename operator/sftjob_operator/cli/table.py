@@ -128,11 +128,16 @@ class Lines:
     def __init__(self) -> None:
         """Nothing has been said."""
         self._said: tuple[str, ...] = ()
+        self._note = ""
         self._step = ""
         self._at = datetime.min.replace(tzinfo=UTC)
 
-    def next(self, job: Manifest, now: datetime) -> str | None:
+    def next(self, job: Manifest, now: datetime, note: str = "") -> str | None:
         """The line to print now, None for none."""
+        if note != self._note:
+            self._note = note
+            if note:
+                return f"{now.astimezone():%H:%M:%S}  {note}"
         status = job.get("status", {})
         progress = status.get("progress", {})
         found = condition(job, "Running")

@@ -108,9 +108,11 @@ def _quantities(spec: Spec) -> None:
 
 def _quantity(path: str, value: int | str) -> None:
     try:
-        quantity_bytes(value)
+        number = quantity_bytes(value)
     except ValueError as error:
         raise SpecError("InvalidQuantity", f"{path}: {error}") from None
+    if number < 0:
+        raise SpecError("InvalidQuantity", f"{path}: {value} is less than nothing: write 0 or more")
 
 
 def _inline(spec: Spec) -> None:

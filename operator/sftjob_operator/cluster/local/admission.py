@@ -6,13 +6,15 @@ built-in kinds only what local pods can honour is let through: accepted and igno
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 from sftjob_operator.api import v1alpha1
 from sftjob_operator.api.crd import crd
 from sftjob_operator.cluster.base import Manifest, NotFound, Ref, Rejected, ref_of
-from sftjob_operator.cluster.local import rules, schema
+from sftjob_operator.cluster.local import names, rules, schema
 
 KINDS = {
     (v1alpha1.API_VERSION, v1alpha1.KIND),
@@ -38,6 +40,9 @@ def check_kind(ref: Ref) -> None:
 
 def admit(manifest: Manifest, old: Manifest | None) -> Manifest:
     """The object as it is to be stored in place of `old`; Rejected (422) with every reason why not."""
+    misnamed = list(_misnamed(manifest))
+    if misnamed:
+        raise _invalid(manifest, misnamed)
     kind = manifest["kind"]
     if kind == v1alpha1.KIND:
         return _sftjob(manifest, old)
@@ -71,6 +76,14 @@ def _sftjob(manifest: Manifest, old: Manifest | None) -> Manifest:
     if problems:
         raise _invalid(item, [str(problem) for problem in problems])
     return item
+
+
+def _misnamed(manifest: Manifest) -> Iterator[str]:
+    ref = ref_of(manifest)
+    if ref.kind != v1alpha1.KIND and not names.is_subdomain(ref.name):  # an SFTJob's own rules say more
+        yield f"metadata.name: Invalid value: {json.dumps(ref.name)}: {names.SUBDOMAIN_WORDS}"
+    if not names.is_label(ref.namespace):
+        yield f"metadata.namespace: Invalid value: {json.dumps(ref.namespace)}: {names.LABEL_WORDS}"
 
 
 def _visible(item: Manifest) -> Manifest:

@@ -56,7 +56,7 @@ class Kubelet:
         known = {self.directory(pod) for pod in self._store.select("v1", "Pod")}
         for directory in (self._state / "pods").glob("*/*"):
             if directory not in known:
-                self._processes.stop(directory, at_once=True)
+                self._processes.end(directory)
                 shutil.rmtree(directory, ignore_errors=True)
 
     def is_running(self, pod: Manifest) -> bool:
@@ -167,7 +167,7 @@ class Kubelet:
         return 1
 
     def _remove(self, pod: Manifest, directory: Path) -> None:
-        self._processes.forget(directory)
+        self._processes.end(directory)
         ref: Ref = ref_of(pod)
         self._store.remove(ref)
         shutil.rmtree(directory, ignore_errors=True)

@@ -34,10 +34,12 @@ def running(pod: Manifest) -> Manifest:
 
 
 def ended(pod: Manifest, end: Exit | None, message: str) -> Manifest:
-    """Its container has ended; `end` is None when its supervisor died without a word."""
+    """Its container has ended; `end` is None when its supervisor died without a word: it was taken, as by a lost node."""
+    disruption = None
     if end is None:
-        words = "the process that watched the container is gone"
+        words = "the process that watched the container is gone: was this machine restarted?"
         terminated = {"exitCode": _LOST_CODE, "reason": "ContainerStatusUnknown", "message": message or words}
+        disruption = {"reason": "DeletionByPodGC", "message": words}
     else:
         terminated = {
             "exitCode": end.code,
@@ -48,7 +50,7 @@ def ended(pod: Manifest, end: Exit | None, message: str) -> Manifest:
         if message or end.message:
             terminated["message"] = message or end.message
     phase = "Succeeded" if terminated["exitCode"] == 0 else "Failed"
-    return _with(pod, phase, {"terminated": terminated})
+    return _with(pod, phase, {"terminated": terminated}, disruption=disruption)
 
 
 def never_started(pod: Manifest) -> Manifest:
@@ -92,6 +94,7 @@ def _with(
     *,
     ready: bool = False,
     scheduled: tuple[str, str] | None = None,
+    disruption: dict[str, str] | None = None,
 ) -> Manifest:
     status = {**pod.get("status", {}), "phase": phase}
     placed = {"type": "PodScheduled", "status": "True"}
@@ -103,6 +106,8 @@ def _with(
         {"type": "ContainersReady", "status": word},
         {"type": "Ready", "status": word},
     ]
+    if disruption is not None:
+        status["conditions"].append({"type": "DisruptionTarget", "status": "True", **disruption})
     if state is not None:
         container = pod["spec"]["containers"][0]
         one = {

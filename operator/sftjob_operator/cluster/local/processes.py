@@ -11,11 +11,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sftjob_operator.cluster.local import supervise
+
+END_SECONDS = 5.0  # SIGKILL works at once, but on a process that hangs in the kernel
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,10 @@ class Processes:
         return directory in self._children or (directory / supervise.PROCESS_FILE).exists()
 
     def is_running(self, directory: Path) -> bool:
-        """Whether the supervisor still lives."""
+        """Whether a supervisor still lives: our child, or the one for which our child has stepped back."""
         child = self._children.get(directory)
-        if child is not None:
-            return child.poll() is None
-        return self._pid(directory) is not None
+        is_ours = child is not None and child.poll() is None
+        return is_ours or self._pid(directory) is not None
 
     def exit(self, directory: Path) -> Exit | None:
         """How the container ended; None while it runs."""
@@ -74,6 +76,14 @@ class Processes:
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR1 if at_once else signal.SIGTERM)
+
+    def end(self, directory: Path) -> None:
+        """Stop it at once and wait, so that nothing runs in a directory that is removed next."""
+        deadline = time.monotonic() + END_SECONDS
+        while self.is_running(directory) and time.monotonic() < deadline:
+            self.stop(directory, at_once=True)
+            time.sleep(0.02)
+        self.forget(directory)
 
     def forget(self, directory: Path) -> None:
         """The pod is gone."""

@@ -22,9 +22,13 @@ def violations(value: Any, old: Any, schema: Schema, path: str = "") -> Iterator
         text = rule["rule"]
         if "oldSelf" in text and old is None:
             continue
-        if not _holds(text, value, old):
-            kind = json.dumps(schema.get("type", "object"))
-            yield Problem(path or "<nil>", f"Invalid value: {kind}: {rule['message']}")
+        kind = json.dumps(schema.get("type", "object"))
+        try:
+            holds, words = _holds(text, value, old), rule["message"]
+        except (celpy.CELEvalError, ValueError) as error:  # ValueError: a number that CEL cannot hold
+            holds, words = False, f"rule evaluation error: {error}"
+        if not holds:
+            yield Problem(path or "<nil>", f"Invalid value: {kind}: {words}")
     if isinstance(value, dict):
         properties, extra = schema.get("properties", {}), schema.get("additionalProperties")
         for key, item in value.items():

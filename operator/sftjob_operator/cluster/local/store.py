@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sftjob_operator.cluster.base import Manifest, Ref, ref_of
+from sftjob_operator.cluster.local import names
+from sftjob_operator.cluster.local.errors import StateError
 from sftjob_operator.cluster.local.objects import has_labels
 
 OnChange = Callable[[Manifest], None]
@@ -22,15 +24,15 @@ class Store:
     """Objects by address. What is handed out are copies."""
 
     def __init__(self, directory: Path) -> None:
-        """Load what is there; the directory is made at the first write."""
+        """Load what is there, or StateError; the directory is made at the first write."""
         self._directory = directory
         self._objects: dict[Ref, Manifest] = {}
         self._listeners: list[OnChange] = []
+        self._version = 0
         for file in sorted(directory.glob("*/*/*.json")):
-            manifest = _load(file)
-            self._objects[ref_of(manifest)] = manifest
-        versions = (int(item["metadata"]["resourceVersion"]) for item in self._objects.values())
-        self._version = max(versions, default=0)
+            ref, version, manifest = _load(file)
+            self._objects[ref] = manifest
+            self._version = max(self._version, version)
 
     def on_change(self, listener: OnChange) -> None:
         """Tell `listener` of every object that is written or removed."""
@@ -83,7 +85,9 @@ class Store:
                     yield item
 
     def _path(self, ref: Ref) -> Path:
-        return self._directory / ref.kind.lower() / (ref.namespace or "_") / f"{ref.name}.json"
+        if not names.is_safe(ref):
+            raise ValueError(f"{ref} does not name a file of {self._directory}")
+        return self._directory / ref.kind.lower() / ref.namespace / f"{ref.name}.json"
 
     def _write(self, ref: Ref, item: Manifest) -> None:
         path = self._path(ref)
@@ -100,12 +104,15 @@ class Store:
             listener(copy.deepcopy(item))
 
 
-def _load(file: Path) -> Manifest:
+def _load(file: Path) -> tuple[Ref, int, Manifest]:
     try:
         manifest: Manifest = json.loads(file.read_text(encoding="utf-8"))
-        manifest["metadata"]["resourceVersion"]
+        return ref_of(manifest), int(manifest["metadata"]["resourceVersion"]), manifest
+    except OSError as error:
+        raise StateError(
+            f"{file} cannot be read: {error.strerror}: repair its rights, or take another --state"
+        ) from None
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
+        raise StateError(
             f"{file} does not hold a stored object ({error}): remove it, or take another --state"
         ) from error
-    return manifest

@@ -1,0 +1,71 @@
+"""The command `sftjob delete`: a job, its pods, and what only it has used. What was interrupted is finished by the next."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from sftjob_operator.api.names import LABEL_JOB
+from sftjob_operator.cli import aio
+from sftjob_operator.cli.errors import CliError
+from sftjob_operator.cli.inspect import job_of, opened
+from sftjob_operator.cli.session import LOOK_SECONDS
+from sftjob_operator.cluster.base import Key, Manifest, Ref, ref_of
+from sftjob_operator.cluster.local import LocalCluster
+from sftjob_operator.cluster.local.errors import StateError
+from sftjob_operator.cluster.local.lock import exclusive
+
+_CHILDREN = (("batch/v1", "Job"), ("v1", "Pod"), ("v1", "ConfigMap"), ("v1", "Service"))
+_GIVEN = ("PersistentVolumeClaim", "Secret")
+"""What `sftjob run` has put beside the job."""
+
+
+def delete(state: Path, key: Key, console: Console) -> None:
+    """The job and all that belongs to it; what it left in the workspace stays."""
+    opened(state)
+    try:
+        with exclusive(state):
+            aio.run(_delete(LocalCluster(state), key))
+    except StateError as error:
+        raise CliError(str(error)) from None
+    except OSError as error:
+        raise CliError(
+            f"--state {state} cannot be written: {error}; then give the same command again"
+        ) from None
+    console.print(f"{key.name} is deleted; its files in the workspace stay", markup=False, highlight=False)
+
+
+async def _delete(cluster: LocalCluster, key: Key) -> None:
+    job = cluster.sftjob(key)
+    if job is not None:
+        await cluster.delete(ref_of(job))
+    elif not await _left(cluster, key) and not _events(cluster, key):
+        job_of(cluster, key)  # says that there is none
+    while await _left(cluster, key):
+        cluster.tick()
+        await asyncio.sleep(LOOK_SECONDS)
+    for ref in [*_events(cluster, key), *await _unused(cluster, key.namespace)]:
+        await cluster.delete(ref)
+
+
+async def _left(cluster: LocalCluster, key: Key) -> list[Manifest]:
+    """Its children; an earlier deletion may have ended between the job and them."""
+    labels = {LABEL_JOB: key.name}
+    found = [await cluster.list(api, kind, key.namespace, labels) for api, kind in _CHILDREN]
+    return [item for items in found for item in items]
+
+
+def _events(cluster: LocalCluster, key: Key) -> list[Ref]:
+    about = {"namespace": key.namespace, "name": key.name}
+    return [ref_of(item) for item in cluster.events() if about.items() <= item["involvedObject"].items()]
+
+
+async def _unused(cluster: LocalCluster, namespace: str) -> list[Ref]:
+    """Claims and Secrets that no job of the namespace names any more."""
+    jobs = [cluster.sftjob(key) or {} for key in cluster.keys() if key.namespace == namespace]
+    specs = json.dumps([job.get("spec") for job in jobs])
+    found = [item for kind in _GIVEN for item in await cluster.list("v1", kind, namespace, {})]
+    return [ref_of(item) for item in found if json.dumps(item["metadata"]["name"]) not in specs]
