@@ -134,7 +134,7 @@ def test_a_name_never_leaves_the_state_directory(bench: Bench):
 
 def test_a_negative_quantity_is_refused(bench: Bench):
     bench.spec = {"workers": {"nodes": 1, "gpusPerNode": 0, "sharedMemory": "-5Gi"}}
-    words = "InvalidQuantity: spec.workers.sharedMemory: -5Gi is less than nothing: write 0 or more"
+    words = "InvalidQuantity: spec.workers.sharedMemory: '-5Gi' is negative: write 0 or more"
     assert words in failing("render", str(bench.file()))
     assert words in failing(
         "run", str(bench.file()), "--state", str(bench.state), "--workspace", str(bench.workspace)

@@ -46,7 +46,7 @@ def quantity_bytes(quantity: int | str) -> int:
     else:
         number *= Decimal(10) ** int(suffix[1:])
     if sign == "-" and number:
-        raise ValueError(f"{_short(quantity)} is negative")
+        raise ValueError(f"{_short(quantity)} is negative: write 0 or more")
     if number > _LARGEST:
         raise ValueError(f"{_short(quantity)} is more than Kubernetes can count ({_LARGEST})")
     return int(number)

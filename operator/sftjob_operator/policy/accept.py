@@ -108,11 +108,9 @@ def _quantities(spec: Spec) -> None:
 
 def _quantity(path: str, value: int | str) -> None:
     try:
-        number = quantity_bytes(value)
+        quantity_bytes(value)
     except ValueError as error:
         raise SpecError("InvalidQuantity", f"{path}: {error}") from None
-    if number < 0:
-        raise SpecError("InvalidQuantity", f"{path}: {value} is less than nothing: write 0 or more")
 
 
 def _inline(spec: Spec) -> None:
