@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from local.local_bench import Bench, finish, lives, until
 from sftjob_operator.cli.errors import CliError
+from sftjob_operator.cli.run import Options, run
 from sftjob_operator.cluster.local.lock import exclusive
 
 pytestmark = pytest.mark.processes
@@ -39,6 +42,36 @@ def test_after_the_end_another_spec_is_refused_with_the_words_of_the_api_server(
     bench.spec = {"training": {"globalBatchSize": 4}}
     with pytest.raises(CliError, match=r"bot.yaml: .*spec.training cannot change once the job has started"):
         bench.run()
+
+
+def test_after_the_end_the_refusal_says_how_to_start_again(bench: Bench):
+    bench.run()
+    bench.spec = {"training": {"globalBatchSize": 4}}
+    with pytest.raises(
+        CliError, match=r"to start again: sftjob delete bot --state .*: the same model, data and seed go on"
+    ):
+        bench.run()
+    assert bench.job()["spec"]["training"]["globalBatchSize"] == 2
+
+
+def test_another_workspace_is_refused_while_the_claim_is_there(bench: Bench):
+    assert bench.run()[0] == 0
+    first = bench.workspace
+    other = Bench(bench.folder / "other")
+    options = Options(bench.file(), other.workspace, bench.state, None, ())
+    with pytest.raises(
+        CliError, match=rf"the claim w of {bench.state} is {first} already: give --workspace {first}"
+    ):
+        run(options, Console(file=io.StringIO()))
+
+
+def test_a_job_that_failed_before_it_started_stays_when_the_new_file_is_wrong(bench: Bench):
+    (bench.workspace / "broken").write_text("17")
+    assert bench.run()[0] == 1
+    bench.spec = {"training": {"epochs": 1, "maxSteps": 1}}
+    with pytest.raises(CliError, match="set at most one of"):
+        bench.run()
+    assert bench.job()["status"]["phase"] == "Failed"
 
 
 def test_bad_data_fails_the_job_and_repaired_data_lets_it_run(bench: Bench):
