@@ -115,6 +115,29 @@ def test_a_missing_secret_is_asked_for_and_reaches_prepare_when_given(bench: Ben
     assert (bench.state / "objects" / "secret" / "default" / "hub.json").stat().st_mode & 0o77 == 0
 
 
+@pytest.mark.parametrize(
+    ("volume", "words"),
+    [
+        ({"configMap": {"name": "nowhere"}}, 'configmap "nowhere" not found'),
+        ({"persistentVolumeClaim": {"claimName": "nowhere"}}, 'persistentvolumeclaim "nowhere" not found'),
+    ],
+    ids=["config-map", "claim"],
+)
+def test_a_volume_of_the_pod_template_that_is_not_there_ends_the_run(bench: Bench, volume: dict, words: str):
+    spec = {
+        "volumes": [{"name": "x", **volume}],
+        "containers": [{"name": "trainer", "volumeMounts": [{"name": "x", "mountPath": "/x"}]}],
+    }
+    bench.spec = {"workers": {**bench.manifest()["spec"]["workers"], "podTemplate": {"spec": spec}}}
+    with pytest.raises(CliError, match=rf"bot.yaml: VolumeMissing: .*{words}") as told:
+        bench.run()
+    assert told.value.code == 2
+    events = [json.loads(file.read_text()) for file in bench.state.glob("objects/event/default/*")]
+    about = [event["message"] for event in events if event["involvedObject"]["kind"] == "Pod"]
+    assert len(about) == 2
+    assert all(words in message for message in about)
+
+
 def test_two_runs_of_one_state_are_refused(bench: Bench):
     with (
         exclusive(bench.state),

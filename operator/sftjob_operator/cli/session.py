@@ -29,6 +29,8 @@ SETTINGS = Settings(trainer_image="local", poll_seconds=1.0, status_seconds=0.0,
 LOOK_SECONDS = 0.1
 LOUD_FAILURES = 3
 """So many failed passes in a row are worth a word."""
+_MISSING = ("SecretMissing", "VolumeMissing", "ContainerConfig")
+"""Something that a pod needs is not there, and here nobody but the person will bring it."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Show = Callable[[Manifest, str], None]
@@ -159,10 +161,10 @@ def outcome(job: Manifest) -> int | None:
         return OK
     if table.is_true(job, "Failed"):
         return FAILED
-    running = table.condition(job, "Running")
-    if table.condition(job, "Accepted").get("status") == "False" or running.get("reason") == "SecretMissing":
+    reason = table.condition(job, "Running").get("reason")
+    if table.condition(job, "Accepted").get("status") == "False" or reason in _MISSING:
         return USAGE
-    return FAILED if running.get("reason") == "DoesNotFit" else None
+    return FAILED if reason == "DoesNotFit" else None
 
 
 async def hardware(job: SFTJob) -> Hardware:
