@@ -195,6 +195,24 @@ def test_after_kill_9_the_next_run_goes_on_with_the_living_ranks(bench: Bench):
     assert (attempt["number"], attempt["state"]) == (1, "Succeeded")
 
 
+def test_the_run_of_another_job_first_lets_the_ranks_of_this_one_save_and_stop(bench: Bench):
+    bench.env = {"FAKE_STEPS": "9", "FAKE_HOLD": "4"}
+    process = bench.start()
+    until(lambda: bench.step() == 4, "step 4")
+    pids = bench.pids(1)
+    process.kill()
+    process.communicate()
+    code, out = Bench(bench.folder, "other").run()
+    assert code == 0, out
+    assert "the ranks of bot run on from earlier; first they save a checkpoint and stop" in out
+    assert not any(lives(pid) for pid in pids)
+    assert bench.job()["status"]["phase"] == "Suspended"
+    (bench.job_folder / "go").touch()
+    assert bench.run()[0] == 0
+    assert json.loads((bench.job_folder / "seen-2-0").read_text())["start"] == 4
+    assert bench.job()["status"]["restarts"] == 0
+
+
 def test_ranks_that_ended_while_nobody_looked_are_counted(bench: Bench):
     bench.env = {"FAKE_STEPS": "9", "FAKE_HOLD": "4"}
     process = bench.start()
