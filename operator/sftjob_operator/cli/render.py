@@ -142,8 +142,14 @@ def _yaml(manifest: Manifest) -> str:
     yaml.default_flow_style = False
     yaml.width = 120
     stream = io.StringIO()
-    yaml.dump(_readable(manifest), stream)
+    yaml.dump(_readable(_without_owner(manifest)), stream)
     return stream.getvalue()
+
+
+def _without_owner(manifest: Manifest) -> Manifest:
+    """A cluster would collect at once what belongs to an SFTJob that is not in it."""
+    metadata = {key: value for key, value in manifest["metadata"].items() if key != "ownerReferences"}
+    return {**manifest, "metadata": metadata}
 
 
 def _readable(value: Any) -> Any:
