@@ -65,7 +65,7 @@ def command(job: SFTJob) -> Iterator[str]:
         yield f"  export {variable}={value}"
     yield (
         f"  deepspeed --hostfile {CONFIG}/{config.HOSTFILE} --no_ssh --node_rank $JOB_COMPLETION_INDEX "
-        f"--master_addr {head} --master_port {config.MASTER_PORT} --module sft_trainer train"
+        f"--master_addr {head} --master_port {config.MASTER_PORT} --no_local_rank --module sft_trainer train"
     )
 
 
