@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes .venv from a locked requirements file and installs the project in it, editable.
-# Needs Python 3.11 or newer and nothing else: uv is taken from PATH, or installed into the environment.
+# Needs Python 3.11, 3.12 or 3.13 and nothing else: uv is taken from PATH, or installed into the environment.
 # Usage: sh requirements/install.sh [requirements/dev.txt]
 set -eu
 lock=${1:-requirements/dev.txt}
@@ -13,7 +13,11 @@ for candidate in python3.11 python3.12 python3.13 python3; do
     command -v "$candidate" >/dev/null 2>&1 || continue
     "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && python=$candidate && break
 done
-[ -n "${python:-}" ] || { say "Python 3.11 or newer is needed and was not found"; exit 1; }
+if [ -z "${python:-}" ]; then
+    found=$(python3 --version 2>/dev/null || echo "no python3")
+    say "Python 3.11, 3.12 or 3.13 is needed, and here is $found: install one (with uv: uv python install 3.13, and put it on PATH)"
+    exit 1
+fi
 
 if [ ! -x .venv/bin/python ]; then
     say "creating .venv with $("$python" --version)"

@@ -142,6 +142,8 @@ def _trouble(pod: Manifest) -> Trouble | None:
     ready = _condition(pod, "Ready")
     if ready.get("status") == "Unknown" or ready.get("reason") == "NodeNotReady":
         return Trouble("NodeNotReady", f"{_name(pod)}: node {_node(pod)} does not answer")
+    if word == "ContainerCreating" and words:  # a kubelet says it in an Event, LocalCluster here
+        return Trouble("VolumeMissing", f"{_name(pod)}: {words}")
     if (pod.get("status") or {}).get("phase") == "Pending":
         return Trouble("ContainerCreating", f"{_name(pod)} on node {_node(pod)} is being created")
     return None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import bad_inputs
+import tiny
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -59,10 +60,29 @@ def test_bad_input_is_one_condition_with_the_place_and_the_fix(case: bad_inputs.
     assert codes == ([] if case.exit_code is None else [case.exit_code])
 
 
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small tmpfs")
+def test_a_full_volume_is_said_and_not_retried(tmp_path: Path):
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(workspace)], check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        bad_inputs.furnish(workspace)
+        done = run(tmp_path, "full", tiny.spec(maxSteps=4))
+        (job,) = objects(tmp_path, "SFTJob")
+    finally:
+        subprocess.run(["umount", "-l", str(workspace)], check=True)
+    assert done.returncode == 1
+    assert "full has failed: VolumeFull: " in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert len(job["status"].get("attempts", [])) <= 1
+
+
 def test_an_unknown_field_is_refused_with_its_path_and_the_nearest_name(tmp_path: Path):
     (tmp_path / "workspace").mkdir()
-    import tiny
-
     done = run(tmp_path, "unknown", bad_inputs.merged(tiny.spec(), {"training": {"learningrate": 1e-4}}))
     assert done.returncode == 2
     words = " ".join((done.stdout + done.stderr).split())

@@ -76,12 +76,24 @@ def test_render_prints_what_the_pods_will_read(file: Path):
     job = documents[("Job", f"{name}-1")]
     assert job["spec"]["completions"] == train.topology.nodes == len(maps[1]["hostfile"].splitlines())
     assert ("Service", name) in documents
+    assert not [one for one in documents.values() if "ownerReferences" in one["metadata"]], (
+        "or they are collected"
+    )
     assert "placeholder facts" in done.output
     command = shlex.split(
         next(line for line in done.output.splitlines() if "--hostfile" in line).lstrip("# ")
     )
     assert command[:4] == ["deepspeed", "--hostfile", "/etc/sftjob/hostfile", "--no_ssh"]
     assert command[command.index("--master_addr") + 1] == maps[1]["hostfile"].split()[0]
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
+def test_no_example_trains_on_what_is_held_out_or_waits_for_a_secret(file: Path):
+    spec = YAML(typ="safe", pure=True).load(file)["spec"]
+    paths = [source["path"].removeprefix("datasets/") for source in spec["data"]["train"] if "path" in source]
+    trained = {found.name for path in paths for found in (file.parent / "data").glob(path)}
+    assert "support-eval.jsonl" not in trained
+    assert "secretRef" not in spec["model"]
 
 
 def test_render_takes_the_facts_of_a_prepared_job(bench: Bench):

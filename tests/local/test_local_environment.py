@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sft_trainer.config import METRICS_PORT
-from sftjob_operator.cluster.local import addresses, environment, objects
+from sftjob_operator.cluster.local import addresses, environment, node, objects
 from sftjob_operator.cluster.local.errors import StateError
 from sftjob_operator.cluster.local.store import Store
 from sftjob_operator.cluster.local.volumes import Mount
@@ -130,6 +130,27 @@ def test_the_store_is_found_again_by_the_next_process(tmp_path: Path):
     (tmp_path / "secret" / "n" / "a.json").write_text("{")
     with pytest.raises(StateError, match=r"a\.json does not hold a stored object"):
         Store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limits"),
+    [
+        ("0::/a/b\n", {"a/b/memory.max": "max", "a/memory.max": "5000"}, [5000]),
+        ("0::/\n", {"memory.max": "7000"}, [7000]),
+        ("0::/../outside\n", {}, []),
+        ("5:cpu,memory:/a\n4:cpu:/a\n", {"memory/a/memory.limit_in_bytes": "9000"}, [9000]),
+    ],
+    ids=["v2", "v2-root", "elsewhere", "v1"],
+)
+def test_the_memory_of_this_machine_is_what_its_control_groups_allow(
+    tmp_path: Path, own: str, files: dict[str, str], limits: list[int]
+):
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        (tmp_path / "mount" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mount" / name).write_text(text)
+    assert list(node.memory_limits(tmp_path / "own", tmp_path / "mount")) == limits
+    assert node.memory_bytes() > 0
 
 
 @pytest.mark.parametrize(

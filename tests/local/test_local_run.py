@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from local.local_bench import Bench, finish, lives, until
 from sftjob_operator.cli.errors import CliError
+from sftjob_operator.cli.run import Options, run
 from sftjob_operator.cluster.local.lock import exclusive
 
 pytestmark = pytest.mark.processes
@@ -39,6 +42,36 @@ def test_after_the_end_another_spec_is_refused_with_the_words_of_the_api_server(
     bench.spec = {"training": {"globalBatchSize": 4}}
     with pytest.raises(CliError, match=r"bot.yaml: .*spec.training cannot change once the job has started"):
         bench.run()
+
+
+def test_after_the_end_the_refusal_says_how_to_start_again(bench: Bench):
+    bench.run()
+    bench.spec = {"training": {"globalBatchSize": 4}}
+    with pytest.raises(
+        CliError, match=r"to start again: sftjob delete bot --state .*: the same model, data and seed go on"
+    ):
+        bench.run()
+    assert bench.job()["spec"]["training"]["globalBatchSize"] == 2
+
+
+def test_another_workspace_is_refused_while_the_claim_is_there(bench: Bench):
+    assert bench.run()[0] == 0
+    first = bench.workspace
+    other = Bench(bench.folder / "other")
+    options = Options(bench.file(), other.workspace, bench.state, None, ())
+    with pytest.raises(
+        CliError, match=rf"the claim w of {bench.state} is {first} already: give --workspace {first}"
+    ):
+        run(options, Console(file=io.StringIO()))
+
+
+def test_a_job_that_failed_before_it_started_stays_when_the_new_file_is_wrong(bench: Bench):
+    (bench.workspace / "broken").write_text("17")
+    assert bench.run()[0] == 1
+    bench.spec = {"training": {"epochs": 1, "maxSteps": 1}}
+    with pytest.raises(CliError, match="set at most one of"):
+        bench.run()
+    assert bench.job()["status"]["phase"] == "Failed"
 
 
 def test_bad_data_fails_the_job_and_repaired_data_lets_it_run(bench: Bench):
@@ -80,6 +113,29 @@ def test_a_missing_secret_is_asked_for_and_reaches_prepare_when_given(bench: Ben
     (log,) = bench.state.glob("pods/default/bot-prepare-*/container.log")
     assert log.read_text() == "preparing s3cret\n"
     assert (bench.state / "objects" / "secret" / "default" / "hub.json").stat().st_mode & 0o77 == 0
+
+
+@pytest.mark.parametrize(
+    ("volume", "words"),
+    [
+        ({"configMap": {"name": "nowhere"}}, 'configmap "nowhere" not found'),
+        ({"persistentVolumeClaim": {"claimName": "nowhere"}}, 'persistentvolumeclaim "nowhere" not found'),
+    ],
+    ids=["config-map", "claim"],
+)
+def test_a_volume_of_the_pod_template_that_is_not_there_ends_the_run(bench: Bench, volume: dict, words: str):
+    spec = {
+        "volumes": [{"name": "x", **volume}],
+        "containers": [{"name": "trainer", "volumeMounts": [{"name": "x", "mountPath": "/x"}]}],
+    }
+    bench.spec = {"workers": {**bench.manifest()["spec"]["workers"], "podTemplate": {"spec": spec}}}
+    with pytest.raises(CliError, match=rf"bot.yaml: VolumeMissing: .*{words}") as told:
+        bench.run()
+    assert told.value.code == 2
+    events = [json.loads(file.read_text()) for file in bench.state.glob("objects/event/default/*")]
+    about = [event["message"] for event in events if event["involvedObject"]["kind"] == "Pod"]
+    assert len(about) == 2
+    assert all(words in message for message in about)
 
 
 def test_two_runs_of_one_state_are_refused(bench: Bench):
@@ -137,6 +193,24 @@ def test_after_kill_9_the_next_run_goes_on_with_the_living_ranks(bench: Bench):
     assert code == 0, out
     (attempt,) = bench.job()["status"]["attempts"]
     assert (attempt["number"], attempt["state"]) == (1, "Succeeded")
+
+
+def test_the_run_of_another_job_first_lets_the_ranks_of_this_one_save_and_stop(bench: Bench):
+    bench.env = {"FAKE_STEPS": "9", "FAKE_HOLD": "4"}
+    process = bench.start()
+    until(lambda: bench.step() == 4, "step 4")
+    pids = bench.pids(1)
+    process.kill()
+    process.communicate()
+    code, out = Bench(bench.folder, "other").run()
+    assert code == 0, out
+    assert "the ranks of bot run on from earlier; first they save a checkpoint and stop" in out
+    assert not any(lives(pid) for pid in pids)
+    assert bench.job()["status"]["phase"] == "Suspended"
+    (bench.job_folder / "go").touch()
+    assert bench.run()[0] == 0
+    assert json.loads((bench.job_folder / "seen-2-0").read_text())["start"] == 4
+    assert bench.job()["status"]["restarts"] == 0
 
 
 def test_ranks_that_ended_while_nobody_looked_are_counted(bench: Bench):

@@ -125,7 +125,7 @@ def test_the_end_of_a_pod_is_waited_for_before_its_directory_goes(
     start("import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)")
     pid = pid_in(directory / "pid")
     store = Store(tmp_path / "objects")
-    Kubelet(tmp_path, store, {}).sweep()  # of a later run, which knows no such pod
+    Kubelet(tmp_path, store, {}, lambda pod, event: None).sweep()  # of a later run, which knows no such pod
     assert not lives(pid)
     assert not directory.exists()
 

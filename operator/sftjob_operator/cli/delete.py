@@ -47,7 +47,7 @@ async def _delete(cluster: LocalCluster, key: Key) -> None:
     while await _left(cluster, key):
         cluster.tick()
         await asyncio.sleep(LOOK_SECONDS)
-    for ref in [*_events(cluster, key), *await _unused(cluster, key.namespace)]:
+    for ref in [*_events(cluster, key), *_stale_events(cluster), *await _unused(cluster, key.namespace)]:
         await cluster.delete(ref)
 
 
@@ -61,6 +61,13 @@ async def _left(cluster: LocalCluster, key: Key) -> list[Manifest]:
 def _events(cluster: LocalCluster, key: Key) -> list[Ref]:
     about = {"namespace": key.namespace, "name": key.name}
     return [ref_of(item) for item in cluster.events() if about.items() <= item["involvedObject"].items()]
+
+
+def _stale_events(cluster: LocalCluster) -> list[Ref]:
+    """About pods that are gone."""
+    alive = {pod["metadata"]["uid"] for pod in cluster.pods()}
+    about = ((item, item["involvedObject"]) for item in cluster.events())
+    return [ref_of(item) for item, pod in about if pod["kind"] == "Pod" and pod["uid"] not in alive]
 
 
 async def _unused(cluster: LocalCluster, namespace: str) -> list[Ref]:

@@ -52,11 +52,12 @@ def failure(job: Manifest, workspace: Path, pods: Sequence[tuple[Manifest, Path]
 
 
 def again(job: Manifest, state: Path) -> str:
-    """How to start over, when the job has come to its end."""
+    """How to start over, when the job has come to its end or cannot be changed any more."""
     name = job["metadata"]["name"]
     return (
-        f"to start again: sftjob delete {name} --state {_short(state)}   "
-        "(what lies in the workspace stays), or give the job another metadata.name"
+        f"to start again: sftjob delete {name} --state {_short(state)}, and the same command: the same model, data "
+        "and seed go on from the checkpoints in the workspace, anything else needs spec.checkpoint.onExisting: "
+        "StartFresh or another metadata.name"
     )
 
 

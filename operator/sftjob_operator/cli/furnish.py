@@ -10,7 +10,7 @@ from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.cli.errors import CliError
 from sftjob_operator.cluster.base import Manifest
 from sftjob_operator.cluster.local import names, node
-from sftjob_operator.cluster.local.volumes import BOUND_TO
+from sftjob_operator.cluster.local.volumes import BOUND_TO, claim_directory
 
 
 def claim(name: str, namespace: str, directory: Path) -> Manifest:
@@ -26,6 +26,17 @@ def claim(name: str, namespace: str, directory: Path) -> Manifest:
         },
         "spec": {"accessModes": ["ReadWriteMany"]},
     }
+
+
+def check_claim(claim: Manifest, old: Manifest | None, state: Path) -> None:
+    """CliError when the volume of this name is another directory: a job would lose its checkpoints over it."""
+    wanted, bound = claim_directory(claim), None if old is None else claim_directory(old)
+    if bound is not None and bound != wanted and bound.is_dir():
+        name = claim["metadata"]["name"]
+        raise CliError(
+            f"--workspace {wanted}: the claim {name} of {state} is {bound} already: give --workspace {bound}, "
+            "another spec.workspace.claimName, or delete the jobs that use it (sftjob delete)"
+        )
 
 
 def secret(words: str, namespace: str) -> Manifest:

@@ -65,7 +65,7 @@ def command(job: SFTJob) -> Iterator[str]:
         yield f"  export {variable}={value}"
     yield (
         f"  deepspeed --hostfile {CONFIG}/{config.HOSTFILE} --no_ssh --node_rank $JOB_COMPLETION_INDEX "
-        f"--master_addr {head} --master_port {config.MASTER_PORT} --module sft_trainer train"
+        f"--master_addr {head} --master_port {config.MASTER_PORT} --no_local_rank --module sft_trainer train"
     )
 
 
@@ -142,8 +142,14 @@ def _yaml(manifest: Manifest) -> str:
     yaml.default_flow_style = False
     yaml.width = 120
     stream = io.StringIO()
-    yaml.dump(_readable(manifest), stream)
+    yaml.dump(_readable(_without_owner(manifest)), stream)
     return stream.getvalue()
+
+
+def _without_owner(manifest: Manifest) -> Manifest:
+    """A cluster would collect at once what belongs to an SFTJob that is not in it."""
+    metadata = {key: value for key, value in manifest["metadata"].items() if key != "ownerReferences"}
+    return {**manifest, "metadata": metadata}
 
 
 def _readable(value: Any) -> Any:

@@ -17,7 +17,7 @@ from sftjob_operator.cli.errors import FAILED, INTERRUPTED, OK, USAGE, CliError
 from sftjob_operator.cli.load import load, parse
 from sftjob_operator.cli.session import Session, Show, now
 from sftjob_operator.cluster.base import Key, Manifest, Rejected, ref_of
-from sftjob_operator.cluster.local import LocalCluster
+from sftjob_operator.cluster.local import LocalCluster, admission
 from sftjob_operator.cluster.local.errors import StateError
 from sftjob_operator.cluster.local.lock import exclusive
 
@@ -83,21 +83,22 @@ async def _apply(
     """The job and what it needs, in the cluster; CliError in the API server's words where it is refused."""
     wanted = {**manifest, "spec": {"suspend": False, **manifest["spec"]}}
     old = cluster.sftjob(key)
-    if old is not None and table.is_true(old, "Failed") and "startTime" not in old.get("status", {}):
-        # It never started: what was wrong may be repaired outside the YAML, in the data.
-        await cluster.delete(ref_of(old))
-        old = None
     try:
-        checked = await (cluster.create(wanted, dry_run=True) if old is None else cluster.apply(wanted))
-        job = parse(options.file, checked)
+        job = parse(options.file, admission.admit(wanted, None))
         furnish.check_gpus(job, options.file)
         claim = furnish.claim(job.spec.workspace.claim_name, key.namespace, options.workspace)
-        for item in (claim, *secrets):
+        furnish.check_claim(claim, await cluster.get(ref_of(claim)), options.state)
+        if old is not None and table.is_true(old, "Failed") and not _has_started(old):
+            await cluster.delete(ref_of(old))  # what was wrong may be repaired outside the YAML, in the data
+        for item in (wanted, claim, *secrets):
             await cluster.apply(item)
-        if old is None:
-            await cluster.apply(wanted)
     except Rejected as error:
-        raise CliError(f"{options.file}: {error.message}") from None
+        hint = f"; {farewell.again(old, options.state)}" if old is not None and _has_started(old) else ""
+        raise CliError(f"{options.file}: {error.message}{hint}") from None
+
+
+def _has_started(job: Manifest) -> bool:
+    return "startTime" in job.get("status", {})
 
 
 def _last_words(cluster: LocalCluster, key: Key, code: int, options: Options, console: Console) -> int:
@@ -118,7 +119,7 @@ def _last_words(cluster: LocalCluster, key: Key, code: int, options: Options, co
         raise CliError(f"{options.file}: {table.sentence(job)}{_secret_hint(job)}")
     elif table.is_true(job, "Failed"):
         _say(console, farewell.failure(job, options.workspace, _failed_pods(cluster, key)))
-        if "startTime" in job["status"]:
+        if _has_started(job):
             _say(console, [farewell.again(job, options.state)])
     else:
         raise CliError(f"{options.file}: {table.sentence(job)}", FAILED)

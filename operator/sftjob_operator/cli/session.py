@@ -7,6 +7,7 @@ suspension, so the ranks save a checkpoint and a second run goes on; the second 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from sftjob_operator.api.names import ANNOTATION_SUSPENDED_BY, LABEL_JOB
 from sftjob_operator.api.v1alpha1 import API_VERSION, KIND, SFTJob
 from sftjob_operator.cli import table
 from sftjob_operator.cli.errors import FAILED, INTERRUPTED, OK, USAGE
-from sftjob_operator.cluster.base import Key, Manifest, Ref, ref_of
+from sftjob_operator.cluster.base import Key, Manifest, NotFound, Ref, ref_of
 from sftjob_operator.cluster.local import LocalCluster, node
 from sftjob_operator.cluster.local.objects import is_finished
 from sftjob_operator.planning.hardware import BF16_MAJOR, Hardware
@@ -29,6 +30,8 @@ SETTINGS = Settings(trainer_image="local", poll_seconds=1.0, status_seconds=0.0,
 LOOK_SECONDS = 0.1
 LOUD_FAILURES = 3
 """So many failed passes in a row are worth a word."""
+_MISSING = ("SecretMissing", "VolumeMissing", "ContainerConfig")
+"""Something that a pod needs is not there, and here nobody but the person will bring it."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Show = Callable[[Manifest, str], None]
@@ -41,7 +44,6 @@ class Session:
     def __init__(self, cluster: LocalCluster, key: Key, show: Show) -> None:
         """Must be made in the running loop."""
         self._cluster, self._key, self._show = cluster, key, show
-        self._ref = Ref(API_VERSION, KIND, key.namespace, key.name)
         self._queue: WorkQueue[Key] = WorkQueue()
         self._reconciler = Reconciler(cluster, cluster, SETTINGS, hardware=hardware)
         self._workers = Workers(self._queue, self._reconcile, SETTINGS.workers)
@@ -57,7 +59,6 @@ class Session:
         for number in heeded:
             loop.add_signal_handler(number, self._interrupt)
         self._cluster.watch(self._changed)
-        self._queue.add(self._key)
         watching = asyncio.create_task(self._watch())
         tasks = [
             watching,
@@ -77,6 +78,8 @@ class Session:
                 loop.remove_signal_handler(number)
 
     async def _watch(self) -> int:
+        await self._end_others()
+        self._queue.add(self._key)
         while True:
             job = self._cluster.sftjob(self._key)
             if job is None:
@@ -106,9 +109,9 @@ class Session:
     async def _is_stopped(self, job: Manifest) -> bool:
         """Suspend it, also where the operator's passes fail; whether nothing runs any more, and the status says so."""
         if not job["spec"].get("suspend"):
-            await self._cluster.patch(self._ref, {"spec": {"suspend": True}})
+            await self._suspend(self._key)
             return False
-        await self._suspend_jobs()
+        await self._suspend_jobs(self._key)
         is_said = self._is_current(job) and table.is_true(job, "Suspended")
         return (is_said or self._failures > 0) and not self._has_processes()
 
@@ -133,16 +136,46 @@ class Session:
 
     async def _kill(self) -> int:
         """End the processes; what dies now is no failure, for its Job is suspended."""
-        await self._suspend_jobs()
+        await self._suspend_jobs(self._key)
         while self._has_processes():
             self._cluster.kill_pods(self._labels())
             await asyncio.sleep(LOOK_SECONDS)
         return INTERRUPTED
 
-    async def _suspend_jobs(self) -> None:
+    async def _end_others(self) -> None:
+        """Ranks that a run of another job has left behind hold this machine, and nobody looks after them."""
+        while others := self._others():
+            for key in others:
+                await self._suspend(key)
+                self._queue.add(key)  # for its status
+            job = self._cluster.sftjob(self._key)
+            if job is not None:
+                names = ", ".join(key.name for key in others)
+                self._show(
+                    job, f"the ranks of {names} run on from earlier; first they save a checkpoint and stop"
+                )
+            if self._interrupts > 1:
+                self._cluster.kill_pods()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _others(self) -> list[Key]:
+        pods = [pod for pod in self._cluster.pods() if self._cluster.kubelet.is_running(pod)]
+        named = ((ref_of(pod).namespace, pod["metadata"].get("labels", {}).get(LABEL_JOB)) for pod in pods)
+        keys = {Key(namespace, name) for namespace, name in named if name is not None}
+        return sorted(keys - {self._key})
+
+    async def _suspend(self, key: Key) -> None:
+        """As the person would; the Jobs too, for the operator's next pass may be late or fail."""
+        with contextlib.suppress(NotFound):  # deleted, and its pods are on their way out
+            await self._cluster.patch(
+                Ref(API_VERSION, KIND, key.namespace, key.name), {"spec": {"suspend": True}}
+            )
+        await self._suspend_jobs(key)
+
+    async def _suspend_jobs(self, key: Key) -> None:
         """With the mark of a user's suspension, so that the operator lifts it when the job goes on."""
         mark = {"metadata": {"annotations": {ANNOTATION_SUSPENDED_BY: "user"}}, "spec": {"suspend": True}}
-        for job in self._cluster.jobs(self._key):
+        for job in self._cluster.jobs(key):
             if not is_finished(job) and not job["spec"]["suspend"]:
                 await self._cluster.patch(ref_of(job), mark)
 
@@ -159,10 +192,10 @@ def outcome(job: Manifest) -> int | None:
         return OK
     if table.is_true(job, "Failed"):
         return FAILED
-    running = table.condition(job, "Running")
-    if table.condition(job, "Accepted").get("status") == "False" or running.get("reason") == "SecretMissing":
+    reason = table.condition(job, "Running").get("reason")
+    if table.condition(job, "Accepted").get("status") == "False" or reason in _MISSING:
         return USAGE
-    return FAILED if running.get("reason") == "DoesNotFit" else None
+    return FAILED if reason == "DoesNotFit" else None
 
 
 async def hardware(job: SFTJob) -> Hardware:

@@ -39,7 +39,9 @@ class LocalCluster:
         self.state = state.resolve()
         self._store = Store(self.state / "objects")
         self._server = Server(self._store)
-        self.kubelet = Kubelet(self.state, self._store, machine(environment, sources.roots()))
+        self.kubelet = Kubelet(
+            self.state, self._store, machine(environment, sources.roots()), self._server.emit_event
+        )
         self._collected = -1  # version of the store at the last garbage collection
         self._wake = asyncio.Event()
         self._session: aiohttp.ClientSession | None = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -26,8 +28,29 @@ def cpus() -> int:
 
 
 def memory_bytes() -> int:
-    """Physical memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Physical memory, or what this process's control group may use of it: in a container it is often less."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *memory_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def memory_limits(own: Path, mount: Path) -> Iterator[int]:
+    """The limits of our control group and of all above it; `own` says which it is, in version 1 and 2."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, name = mount, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = mount / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for folder in [group, *group.parents][: len(group.relative_to(root).parts) + 1]:
+            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                yield int((folder / name).read_text())
 
 
 def gpu_memory_mib() -> tuple[int, ...]:

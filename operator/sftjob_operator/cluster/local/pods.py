@@ -10,11 +10,11 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sft_trainer.config import ENV_CPUS, ENV_HOSTS
-from sftjob_operator.cluster.base import Manifest, Ref, ref_of
+from sftjob_operator.cluster.base import Event, Manifest, Ref, ref_of
 from sftjob_operator.cluster.local import addresses, devices, environment, node, podstatus, supervise, volumes
 from sftjob_operator.cluster.local.objects import is_terminal, is_terminating, owner_refs
 from sftjob_operator.cluster.local.processes import Processes
@@ -25,13 +25,15 @@ logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 30
 
+Emit = Callable[[Manifest, Event], None]
+
 
 class Kubelet:
     """The pods of one state directory."""
 
-    def __init__(self, state: Path, store: Store, machine: Mapping[str, str]) -> None:
-        """`machine` is the environment that every container gets."""
-        self._state, self._store, self._machine = state, store, machine
+    def __init__(self, state: Path, store: Store, machine: Mapping[str, str], emit: Emit) -> None:
+        """`machine` is the environment that every container gets; `emit` posts Events about pods."""
+        self._state, self._store, self._machine, self._emit = state, store, machine, emit
         self._processes = Processes()
 
     def sync(self, pod: Manifest) -> None:
@@ -94,7 +96,10 @@ class Kubelet:
             ready = self._placed(pod)
             self._write_container(ready, directory)
         except NotYetError as error:
-            self._store.put(podstatus.waiting(pod, error))
+            waiting = podstatus.waiting(pod, error)
+            if waiting["status"] != pod["status"]:
+                self._store.put(waiting)
+                self._emit(pod, Event("Warning", error.reason, error.message))
             return
         # Names first: a launcher looks for rank 0 as soon as it runs.
         self._store.put(podstatus.running(ready))

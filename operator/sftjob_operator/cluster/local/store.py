@@ -97,6 +97,8 @@ class Store:
             os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
         ) as file:
             json.dump(item, file, indent=1, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())  # or the machine's end could leave an empty file under the right name
         draft.replace(path)
 
     def _tell(self, item: Manifest) -> None:
