@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import gang
+from machine import skip_or_fail
 from sft_trainer.checkpoint import manifest
 
 pytestmark = pytest.mark.processes
@@ -40,7 +41,7 @@ def small_volume(tmp_path: Path) -> Iterator[Path]:
     volume.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(volume)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small volume takes root")
+        skip_or_fail("mounting a small volume takes root")
     yield volume
     subprocess.run(["umount", str(volume)], check=True)
 
