@@ -210,6 +210,7 @@ class Job:
     volume: Path
     ranks: int = 2
     changes: dict[str, Any] = field(default_factory=dict)
+    rank: Callable[[], int] = train
 
     def __post_init__(self) -> None:
         if not (self.volume / "models" / "tiny").exists():
@@ -263,7 +264,7 @@ class Job:
             "SFTJOB_CONFIG": str(scratch / "config"),
             "SFTJOB_RUN": str(scratch),
         }
-        with started(train, (), self.ranks, more) as ranks:
+        with started(self.rank, (), self.ranks, more) as ranks:
             yield Run(ranks, scratch)
 
     def run(self, **changes: Any) -> Ended:

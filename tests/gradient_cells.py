@@ -10,12 +10,14 @@ import torch
 import gang
 from sft_trainer import engine as engines
 from sft_trainer import loop, model
+from sft_trainer import precision as precisions
 from sft_trainer.assemble import training_plan
 from sft_trainer.batches import MicroBatch
 from sft_trainer.collate import IGNORED, collate
 from sft_trainer.config import TrainConfig
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.distributed import World
+from sft_trainer.precision import Precision
 
 
 def two_steps(world: World, volume: str, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -31,7 +33,7 @@ def two_steps(world: World, volume: str, cells: list[dict[str, Any]]) -> list[di
         }
         job = gang.Job(Path(volume), ranks=world.size, changes=SETTINGS | changes)
         config = TrainConfig.model_validate(job.config())
-        parts = _parts(config, world, Path(volume), packed=cell["packed"])
+        parts = parts_of(config, world, Path(volume), packed=cell["packed"])
         norms, losses, empty = [], [], False
         for step in STEPS:
             empty |= _has_empty_batch(parts, step)
@@ -64,12 +66,15 @@ SETTINGS = {
 STEPS = (0, 1)  # 8 packs, then what is left of 11
 
 
-def _parts(config: TrainConfig, world: World, volume: Path, *, packed: bool) -> Any:
+def parts_of(
+    config: TrainConfig, world: World, volume: Path, *, packed: bool, precision: Precision = "fp32"
+) -> Any:
+    """What the loop needs of an engine and rows; nothing is written or reported."""
     rows = TokenCache(volume / config.data.cache).train
-    settings = engines.deepspeed_config(config, "fp32")
+    settings = engines.deepspeed_config(config, precision)
     network = model.load(
         volume / config.model.directory,
-        dtype=torch.float32,
+        dtype=precisions.dtype(precision),
         adapters=None,
         activation_checkpointing=config.deepspeed.activation_checkpointing == "Full",
         zero3=settings if config.deepspeed.zero_stage == 3 and world.size > 1 else None,
@@ -88,13 +93,13 @@ def _parts(config: TrainConfig, world: World, volume: Path, *, packed: bool) -> 
         store=None,  # type: ignore[arg-type]
         reporter=None,  # type: ignore[arg-type]
         stop=None,  # type: ignore[arg-type]
-        precision="fp32",
+        precision=precision,
         checkpoint_bytes=0,
     )
 
 
-def reference(volume: Path) -> dict[str, list[float]]:
-    """The same two steps in one process with plain torch: every row alone, one full batch, no DeepSpeed."""
+def reference(volume: Path, steps: tuple[int, ...] = STEPS) -> dict[str, list[float]]:
+    """The same steps in one process with plain torch: every row alone, one full batch, no DeepSpeed."""
     config = TrainConfig.model_validate(gang.Job(volume, ranks=1, changes=SETTINGS).config())
     rows = TokenCache(volume / config.data.cache).train
     network = model.load(
@@ -111,7 +116,7 @@ def reference(volume: Path) -> dict[str, list[float]]:
     )
     plan = training_plan(config, rows.lengths, packed=True)
     norms, losses = [], []
-    for step in STEPS:
+    for step in steps:
         total, count = torch.zeros(()), 0
         for row in (row for pack in plan.sequences(step) for row in pack):
             batch = collate(MicroBatch([[row]]), rows, torch.device("cpu"), packed=False)

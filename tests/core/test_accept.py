@@ -45,6 +45,16 @@ def refused(spec: dict) -> tuple[str, str]:
             id="fp16",
         ),
         pytest.param(
+            raw({"fp16": {"enabled": False}}, training={"precision": "fp16"}),
+            (f"{RAW}.fp16.enabled is false", "spec.training.precision is fp16"),
+            id="not fp16 against fp16",
+        ),
+        pytest.param(
+            raw({"bf16": {"enabled": True}, "fp16": {"enabled": True}}),
+            (f"{RAW}.bf16.enabled is true", f"{RAW}.fp16.enabled is true"),
+            id="bf16 against fp16",
+        ),
+        pytest.param(
             raw({"train_batch_size": 32}, training={"globalBatchSize": 16}),
             (f"{RAW}.train_batch_size is 32", "spec.training.globalBatchSize is 16"),
             id="batch",
@@ -82,7 +92,9 @@ def test_a_raw_key_that_contradicts_a_typed_field_is_refused_naming_both(spec, b
     [
         ({"optimizer": {"type": "AdamW"}}, "spec.training.optimizer"),
         ({"scheduler": {"type": "WarmupLR"}}, "spec.training.scheduler"),
-        ({"fp16": {"enabled": True}}, "spec.training.precision"),
+        ({"fp16": {"loss_scale": 128}}, "fp16.loss_scale: remove it; the scale is dynamic"),
+        ({"fp16": {"fp16_master_weights_and_grads": True}}, "master weights and gradients are kept in fp32"),
+        ({"optimizer": {"type": "Adafactor"}}, "Adafactor keeps factors of a matrix's rows and columns"),
         ({"amp": {"enabled": True}}, "spec.training.precision"),
         (
             {"activation_checkpointing": {"partition_activations": True}},
@@ -104,8 +116,6 @@ def test_a_raw_key_that_contradicts_a_typed_field_is_refused_naming_both(spec, b
         ({"zero_optimization": {"overlap_com": True}}, "write overlap_comm, or remove it"),
         ({"made_up": 1}, "would ignore it; remove it"),
         ({"nebula": {}}, "nebula: DeepSpeed has no such key"),
-        ({"fp16": {"loss_scale": 128}}, "fp16: fp16 is not supported"),
-        ({"fp16": {"enabled": "auto", "loss_scale": 128}}, "set enabled: false"),
         ({"bfloat16": {"enabled": True}}, "write bf16"),
         ({"bf16": {"bf16_optimizer_states": True}}, "bf16.bf16_optimizer_states"),
         ({"optimizer": {"enabled": False}}, "spec.training.optimizer"),
@@ -189,6 +199,35 @@ def test_what_says_that_it_is_switched_off_is_let_pass_and_not_handed_on():
     job = read_sftjob(sftjob(**spec))
     assert objection(job) is None
     assert intent(job.spec).raw == {}
+
+
+GPU = {"nodes": 1, "gpusPerNode": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "typed", "precision", "handed"),
+    [
+        ({"fp16": {"enabled": True, "loss_scale_window": 100}}, None, "fp16", {"loss_scale_window": 100}),
+        ({"fp16": {"hysteresis": 2}}, "fp16", "fp16", {"hysteresis": 2}),
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": False}}, None, "fp16", None),
+        ({"bf16": {"enabled": False}}, "fp16", "fp16", None),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": False}}, None, "bf16", None),
+        ({"bf16": {"enabled": False}, "fp16": {"enabled": False, "hysteresis": 2}}, None, "fp32", None),
+        ({"fp16": {"enabled": False}}, None, None, None),
+    ],
+)
+def test_deepspeeds_sections_say_which_precision_is_meant(config, typed, precision, handed):
+    training = {"precision": typed} if typed else {}
+    job = read_sftjob(sftjob(**raw(config, workers=GPU, training=training)))
+    assert objection(job) is None
+    found = intent(job.spec)
+    assert (found.precision, found.raw.get("fp16")) == (precision, handed)
+
+
+def test_settings_of_fp16_are_refused_where_another_precision_is_wanted():
+    reason, message = refused(raw({"fp16": {"hysteresis": 2}}, training={"precision": "bf16"}))
+    assert reason == "DeepSpeedConfigUnsupported"
+    assert "set spec.training.precision: fp16; the precision is bf16" in message
 
 
 def test_equal_values_are_no_conflict():

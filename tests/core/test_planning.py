@@ -183,13 +183,16 @@ def test_a_gpu_gets_as_many_sequences_as_keep_it_busy_and_a_cpu_one():
     assert choose(SMALL, GPU80, workers={"gpusPerNode": 0}, **parts).micro_batch_size == 1
 
 
-def test_gpus_without_bf16_are_planned_with_fp32_as_the_pods_will_choose():
+def test_gpus_without_bf16_are_planned_as_the_pods_will_choose():
     parts = {"workers": {"nodes": 1, "gpusPerNode": 1}}
     without = Hardware(gpu_memory_bytes=16 * GIB, gpu_bf16=False)
-    old = choose(SMALL, without, **parts)
-    assert old.memory_bytes == choose(SMALL, without, training={"precision": "fp32"}, **parts).memory_bytes
-    new = choose(SMALL, Hardware(gpu_memory_bytes=16 * GIB), **parts)
-    assert (new.activation_checkpointing, old.activation_checkpointing) == ("None", "Full")
+    half = choose(SMALL, without, **parts)
+    assert half == choose(SMALL, without, training={"precision": "fp16"}, **parts)
+    assert half.zero_stage == 1, "stage 0 has no fp16"
+    stage_0 = {"deepspeed": {"zeroStage": 0}}
+    whole = choose(SMALL, without, **parts, **stage_0)
+    assert whole == choose(SMALL, without, training={"precision": "fp32"}, **parts, **stage_0)
+    assert (half.activation_checkpointing, whole.activation_checkpointing) == ("None", "Full")
 
 
 def test_a_cpu_of_unknown_memory_is_assumed_to_suffice():

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import gang
 from sft_trainer.config import TrainConfig
-from sft_trainer.engine import deepspeed_config, merged
+from sft_trainer.engine import deepspeed_config, merged, optimizer
+from sft_trainer.errors import UserError
 from sftjob_operator.planning import rawkeys
 
 
@@ -35,11 +37,11 @@ def test_raw_configuration_fills_what_we_default(tmp_path: Path) -> None:
     assert made["wall_clock_breakdown"] is True
 
 
-def test_raw_optimizer_and_scheduler_do_not_replace_ours(tmp_path: Path) -> None:
-    raw = {"optimizer": {"type": "Lamb"}, "scheduler": {"type": "WarmupLR"}}
-    made = settings(tmp_path, deepspeed__config=raw)
-    assert "optimizer" not in made
-    assert "scheduler" not in made
+@pytest.mark.parametrize("section", ["optimizer", "scheduler"])
+def test_a_raw_optimizer_or_scheduler_is_refused_and_not_dropped(section: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"set training.{section} instead"):
+        settings(tmp_path, deepspeed__config={section: {"type": "Lamb"}})
+    assert section not in settings(tmp_path, deepspeed__config={section: "auto"})
 
 
 @pytest.mark.parametrize(("stage", "types"), [(0, None), (1, {"grad_accum_dtype": "fp32"})])
@@ -49,6 +51,36 @@ def test_bf16_accumulates_gradients_in_fp32_where_deepspeed_can(
     made = settings(tmp_path, "bf16", deepspeed__zeroStage=stage)
     assert made["bf16"] == {"enabled": True}
     assert made.get("data_types") == types
+
+
+def test_fp16_scales_losses_dynamically_as_the_raw_configuration_says(tmp_path: Path) -> None:
+    made = settings(tmp_path, "fp16", deepspeed__config={"fp16": {"loss_scale_window": 100}})
+    assert made["fp16"] == {"enabled": True, "hysteresis": 1, "loss_scale_window": 100}
+    assert made["bf16"] == {"enabled": False}
+    assert made["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_weights_decay_as_in_torchs_optimizer_of_that_name_and_only_matrices(
+    kind: str, tmp_path: Path
+) -> None:
+    chosen = {"type": kind, "betas": [0.9, 0.98], "eps": 1e-6, "weightDecay": 0.1}
+    job = gang.Job(tmp_path, changes={"training__optimizer": chosen, "training__learningRate": 1e-4})
+    model, alone = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    alone.load_state_dict(model.state_dict())
+    ours = optimizer(model, TrainConfig.model_validate(job.config()))
+    settings = {"lr": 1e-4, "betas": (0.9, 0.98), "eps": 1e-6}
+    theirs = [
+        getattr(torch.optim, kind)([alone.weight], weight_decay=0.1, **settings),
+        getattr(torch.optim, kind)([alone.bias], weight_decay=0.0, **settings),
+    ]
+    for _ in range(3):
+        for network, optimizers in ((model, [ours]), (alone, theirs)):
+            network.zero_grad()
+            network(torch.arange(6.0).reshape(2, 3)).square().sum().backward()
+            for each in optimizers:
+                each.step()
+    torch.testing.assert_close(model.state_dict(), alone.state_dict(), rtol=1e-6, atol=1e-8)
 
 
 class Recording(dict[str, Any]):
@@ -85,12 +117,13 @@ def test_the_keys_that_are_accepted_are_those_which_this_deepspeed_reads() -> No
 
 
 def test_the_keys_of_sections_are_those_of_deepspeeds_models() -> None:
-    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     for model, accepted, refused in (
         (DeepSpeedZeroConfig, rawkeys.ZERO_HANDED_ON, rawkeys.ZERO_REFUSED),
         (DeepSpeedBF16Config, rawkeys.BF16_HANDED_ON, rawkeys.BF16_REFUSED),
+        (DeepSpeedFP16Config, rawkeys.FP16_HANDED_ON, rawkeys.FP16_REFUSED),
     ):
         fields = model.model_fields
         aliases = {field.alias for field in fields.values() if field.alias}

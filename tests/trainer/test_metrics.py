@@ -25,8 +25,9 @@ for step in (5, 6):
     metrics.step(
         step=step, loss=2.0 / step, learning_rate=1e-4, gradient_norm=None,
         tokens=100, supervised_tokens=60, padded_tokens=20,
-        step_seconds=0.5, phase_seconds={"forward": 0.1, "backward": 0.3},
+        step_seconds=0.5, phase_seconds={"forward": 0.1, "backward": 0.3}, loss_scale=2.0**step,
     )
+metrics.skipped()
 metrics.checkpoint(step=6, seconds=1.5, size_bytes=1000)
 """
 

@@ -21,30 +21,44 @@ def test_auto_precision_asks_for_native_bf16(flags: set[str], native: bool) -> N
 
 
 CASES = [
-    # wanted, accelerator, every rank has bf16, the checkpoint's -> chosen or reason
-    ("Auto", "gpu", True, None, "bf16"),
-    ("Auto", "gpu", False, None, "fp32"),
-    ("Auto", "cpu", False, "bf16", "bf16"),
-    ("Auto", "gpu", True, "fp32", "fp32"),
-    ("Auto", "gpu", False, "bf16", "PrecisionUnsupported"),
-    ("bf16", "gpu", False, None, "PrecisionUnsupported"),
-    ("bf16", "cpu", False, None, "bf16"),
-    ("bf16", "gpu", True, "bf16", "bf16"),
-    ("fp32", "gpu", True, "bf16", "PrecisionChanged"),
-    ("bf16", "gpu", True, "fp32", "PrecisionChanged"),
+    # wanted, accelerator, what every rank has beside fp32, the checkpoint's -> chosen or reason
+    ("Auto", "gpu", "bf16 fp16", None, "bf16"),
+    ("Auto", "gpu", "fp16", None, "fp16"),
+    ("Auto", "gpu", "", None, "fp32"),
+    ("Auto", "cpu", "fp16", None, "fp32"),
+    ("Auto", "cpu", "", "bf16", "bf16"),
+    ("Auto", "gpu", "bf16 fp16", "fp32", "fp32"),
+    ("Auto", "gpu", "bf16 fp16", "fp16", "fp16"),
+    ("Auto", "gpu", "fp16", "bf16", "PrecisionUnsupported"),
+    ("bf16", "gpu", "fp16", None, "PrecisionUnsupported"),
+    ("bf16", "cpu", "", None, "bf16"),
+    ("bf16", "gpu", "bf16 fp16", "bf16", "bf16"),
+    ("fp16", "gpu", "bf16 fp16", None, "fp16"),
+    ("fp16", "gpu", "bf16", None, "PrecisionUnsupported"),
+    ("fp16", "cpu", "bf16", None, "PrecisionUnsupported"),
+    ("fp32", "gpu", "bf16 fp16", "bf16", "PrecisionChanged"),
+    ("bf16", "gpu", "bf16 fp16", "fp32", "PrecisionChanged"),
 ]
 
 
-@pytest.mark.parametrize(("wanted", "accelerator", "native", "saved", "expected"), CASES)
+@pytest.mark.parametrize(("wanted", "accelerator", "formats", "saved", "expected"), CASES)
 def test_the_format_is_the_checkpoints_else_the_one_asked_for_else_the_hardwares(
-    wanted: Any, accelerator: str, native: bool, saved: Any, expected: str
+    wanted: Any, accelerator: str, formats: str, saved: Any, expected: str
 ) -> None:
-    if expected in ("bf16", "fp32"):
-        assert resolve(wanted, accelerator, native=native, saved=saved) == expected
+    def resolved() -> str:
+        having: Any = {"fp32", *formats.split()}
+        return resolve(wanted, accelerator, formats=having, zero_stage=1, saved=saved)
+
+    if expected in ("bf16", "fp16", "fp32"):
+        assert resolved() == expected
         return
     with pytest.raises(UserError) as caught:
-        resolve(wanted, accelerator, native=native, saved=saved)
+        resolved()
     assert caught.value.reason == expected
+
+
+def test_a_gpu_without_bf16_computes_in_fp32_where_stage_0_would_accumulate_in_fp16() -> None:
+    assert resolve("Auto", "gpu", formats={"fp16", "fp32"}, zero_stage=0) == "fp32"
 
 
 def _chosen_where_only_rank_0_has_bf16(world: World, config: dict[str, Any]) -> list[str]:

@@ -139,9 +139,13 @@ def build(
 def agreed_precision(config: TrainConfig, found: Found | None, world: World) -> precision.Precision:
     """The same number format on every rank, whatever hardware each has. Collective."""
     accelerator = config.topology.accelerator
-    native = all(world.gather(precision.is_native(accelerator)))
-    saved = found.state.precision if found else None
-    return precision.resolve(config.training.precision, accelerator, native=native, saved=saved)
+    return precision.resolve(
+        config.training.precision,
+        accelerator,
+        formats=set.intersection(*world.gather(precision.native(accelerator))),
+        zero_stage=config.deepspeed.zero_stage,
+        saved=found.state.precision if found else None,
+    )
 
 
 def training_plan(config: TrainConfig, lengths: np.ndarray[Any, Any], *, packed: bool) -> Plan:
@@ -172,7 +176,7 @@ def _held_out(config: TrainConfig, rows: Rows | None, packed: bool) -> tuple[Row
 def checkpoint_bytes(parameters: int, trainable: int, chosen: precision.Precision) -> int:
     """Expected size of a checkpoint: the module as it computes, fp32 master weights and two fp32 moments."""
     module = parameters if trainable == parameters else trainable
-    return module * (2 if chosen == "bf16" else 4) + 12 * trainable
+    return module * (4 if chosen == "fp32" else 2) + 12 * trainable
 
 
 def seed_everything(seed: int, rank: int) -> None:

@@ -257,9 +257,9 @@ class Scheduler(Contract):
 
 
 class Optimizer(Contract):
-    """AdamW (https://arxiv.org/abs/1711.05101)."""
+    """AdamW (https://arxiv.org/abs/1711.05101), or Adam, whose weight decay is part of the gradient."""
 
-    type: Literal["AdamW"]
+    type: Literal["AdamW", "Adam"]
     betas: tuple[float, float]
     eps: float
     weight_decay: float
@@ -279,7 +279,7 @@ class Training(Contract):
     scheduler: Scheduler
     optimizer: Optimizer
     max_grad_norm: float
-    precision: Literal["bf16", "fp32", "Auto"]  # Auto: only the pod sees the hardware
+    precision: Literal["bf16", "fp16", "fp32", "Auto"]  # Auto: only the pod sees the hardware
     seed: int
 
     @model_validator(mode="after")

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from sft_trainer.config import TrainConfig
+from sft_trainer.errors import UserError
+from sft_trainer.lossscale import LossScaler
 from sft_trainer.precision import Precision
 
 logger = logging.getLogger(__name__)
@@ -19,14 +21,26 @@ logger = logging.getLogger(__name__)
 Engine = Any  # deepspeed.DeepSpeedEngine publishes no types
 _BUCKET_ELEMENTS = {"cpu": 10_000_000, "gpu": 200_000_000}  # the default of 5e8 would take 2 GB of a laptop
 _NEVER = 2**31  # steps between DeepSpeed's own progress lines
+_KINDS: dict[str, type[torch.optim.Adam]] = {
+    "AdamW": torch.optim.AdamW,
+    "Adam": torch.optim.Adam,
+}  # they differ in how weights decay
 
 
 def deepspeed_config(config: TrainConfig, precision: Precision) -> dict[str, Any]:
     """DeepSpeed's JSON: our defaults, over them the user's raw configuration, over that what we decided.
 
-    The operator has refused raw keys that contradict typed fields. `"auto"` counts as unset. Raw `optimizer`
-    and `scheduler` sections are dropped: both are ours, from the typed fields.
+    The operator has refused raw keys that contradict typed fields. `"auto"` counts as unset.
+
+    Raises:
+        UserError: the raw configuration has an `optimizer` or `scheduler`, which are ours, from the typed fields.
     """
+    raw = _without_auto(config.deepspeed.config)
+    for section, typed in (("optimizer", "training.optimizer"), ("scheduler", "training.scheduler")):
+        if section in raw:
+            raise UserError(
+                "DeepSpeedConfigUnsupported", f"deepspeed.config.{section}: remove it; set {typed} instead"
+            )
     training, stage = config.training, config.deepspeed.zero_stage
     bucket = _BUCKET_ELEMENTS[config.topology.accelerator]
     on_gpu = config.topology.accelerator == "gpu"
@@ -47,6 +61,9 @@ def deepspeed_config(config: TrainConfig, precision: Precision) -> dict[str, Any
             "stage3_prefetch_bucket_size": bucket // 4,
             "stage3_param_persistence_threshold": 100_000,
         }
+    if precision == "fp16":
+        # A step that overflows is repeated at once: with the same scale it would overflow again.
+        defaults["fp16"] = {"hysteresis": 1}
     size = config.topology.world_size
     decided: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
@@ -55,13 +72,10 @@ def deepspeed_config(config: TrainConfig, precision: Precision) -> dict[str, Any
         "gradient_clipping": training.max_grad_norm,
         "zero_optimization": {"stage": stage},
         "bf16": {"enabled": precision == "bf16"},
-        "fp16": {"enabled": False},
+        "fp16": {"enabled": precision == "fp16"},
     }
-    if precision == "bf16" and stage > 0:  # stage 0 knows no other type than the model's
+    if precision != "fp32" and stage > 0:  # stage 0 knows no other type than the model's
         decided["data_types"] = {"grad_accum_dtype": "fp32"}
-    raw = _without_auto(config.deepspeed.config)
-    raw.pop("optimizer", None)
-    raw.pop("scheduler", None)
     return merged(merged(defaults, raw), decided)
 
 
@@ -90,14 +104,16 @@ def prepare(accelerator: str) -> None:
 
 
 def initialize(model: nn.Module, config: TrainConfig, settings: dict[str, Any]) -> Engine:
-    """The engine around `model`, with torch's fused AdamW; after `prepare`."""
-    engine, *_ = deepspeed.initialize(model=model, optimizer=_optimizer(model, config), config=settings)
+    """The engine around `model`, with torch's fused Adam or AdamW; after `prepare`."""
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, config), config=settings)
+    if engine.fp16_enabled():
+        engine.optimizer.loss_scaler = LossScaler.like(engine.optimizer.loss_scaler)
     engine.train()  # from_pretrained leaves a model in evaluation mode, without dropout or recomputation
     return engine
 
 
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay applies to matrices only, as usual: not to norms and biases."""
+def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW; weight decay applies to matrices only, as usual: not to norms and biases."""
     chosen = config.training.optimizer
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters}]
@@ -105,7 +121,7 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         matrices = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) > 1]
         vectors = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) <= 1]
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
+    return _KINDS[chosen.type](
         [group for group in groups if group["params"]],
         lr=config.training.learning_rate,
         betas=chosen.betas,
@@ -121,12 +137,27 @@ def set_learning_rate(engine: Engine, rate: float) -> None:
         group["lr"] = rate
 
 
-def step(engine: Engine) -> float:
-    """Clip and apply the reduced gradients; the global gradient norm before clipping, NaN if not finite."""
+def loss_scale(engine: Engine) -> float:
+    """What losses are multiplied by before the backward pass; 1 unless gradients are in fp16."""
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else 1.0
+
+
+def step(engine: Engine) -> float | None:
+    """Clip and apply the reduced gradients; the global gradient norm before clipping, NaN if not finite.
+
+    None, on every rank, when they overflowed in fp16: nothing was changed but the loss scale, which is smaller.
+
+    Raises:
+        UserError: with reason Diverged, when they did so with the smallest loss scale.
+    """
     norm: Any = None
     if not engine.zero_optimization() and not engine.bfloat16_enabled():
         norm = local_gradient_norm(engine.module)  # reduced gradients are whole on every rank here
     engine.step()
+    if engine.fp16_enabled():
+        if engine.optimizer.overflow:
+            return None
+        engine.optimizer.loss_scaler.grow()
     if norm is None:
         norm = engine.get_global_grad_norm()
     value = float("nan") if norm is None else float(norm)

@@ -149,10 +149,10 @@ def _publish(staging: Path, parts: Parts) -> None:
     shutil.rmtree(folder.root / f".export-old-{parts.store.fence.run_id}", ignore_errors=True)
 
 
-def export_dtype(base: Path, trained: str, *, full: bool) -> torch.dtype:
-    """The base model's own type; bf16 where all weights were trained in bf16, which they no longer exceed."""
-    if full and trained == "bf16":
-        return torch.bfloat16
+def export_dtype(base: Path, trained: precision.Precision, *, full: bool) -> torch.dtype:
+    """The base model's own type; bf16 or fp16 where all weights were trained in it: they no longer exceed it."""
+    if full and trained != "fp32":
+        return precision.dtype(trained)
     settings = json.loads((base / "config.json").read_text(encoding="utf-8"))
     name = settings.get("dtype") or settings.get("torch_dtype") or "float32"
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(name, torch.float32)

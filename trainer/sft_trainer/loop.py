@@ -65,7 +65,7 @@ def train(parts: Parts, start: int, loss: float | None) -> float | None:
         rate = learning_rate(
             step, total, parts.config.training.learning_rate, parts.config.training.scheduler
         )
-        own = optimizer_step(parts, step, rate)
+        own = applied_step(parts, step, rate)
         due = world.is_first and period is not None and time.monotonic() - saved_at >= period
         loss_sum, supervised, tokens, stop, save = world.sum(
             [own.loss_sum, own.supervised, own.tokens, parts.stop.requested, due]
@@ -87,6 +87,7 @@ def train(parts: Parts, start: int, loss: float | None) -> float | None:
                 own_supervised=own.supervised,
                 own_padding=own.padding,
                 phases=own.phases,
+                loss_scale=own.loss_scale,
             )
         )
         if evaluate_every and done % evaluate_every == 0 and done < total and not stop:
@@ -109,8 +110,23 @@ class OwnStep:
     tokens: int = 0
     padding: int = 0
     norm: float = math.nan
+    overflowed: bool = False  # nothing was updated, on any rank
+    loss_scale: float | None = None  # only in fp16
     seconds: float = 0.0
     phases: dict[str, float] = field(default_factory=dict)
+
+
+def applied_step(parts: Parts, step: int, rate: float) -> OwnStep:
+    """`optimizer_step`, repeated with an ever smaller loss scale while its gradients overflow in fp16.
+
+    So a batch is never lost, and neither the schedule nor any counter moves without an update.
+    """
+    lost = 0.0
+    while (own := optimizer_step(parts, step, rate)).overflowed:
+        lost += own.seconds
+        parts.reporter.skipped(step + 1, engines.loss_scale(parts.engine))
+    own.seconds += lost
+    return own
 
 
 def optimizer_step(parts: Parts, step: int, rate: float) -> OwnStep:
@@ -125,11 +141,14 @@ def optimizer_step(parts: Parts, step: int, rate: float) -> OwnStep:
     (everywhere,) = world.sum([own.supervised])
     # DeepSpeed averages gradients over ranks: times their number, it is the sum again.
     scale = world.size / max(1.0, everywhere)
+    # Before the loss rounds its gradient to fp16, not after it as DeepSpeed does: it would be 0 or infinite by then.
+    loss_scale = engines.loss_scale(engine)
+    own.loss_scale = loss_scale if parts.precision == "fp16" else None
     clock = _lap(own.phases, "data_wait", clock)
     losses = torch.zeros((), dtype=torch.float64, device=world.device)
     for index, batch in enumerate(batches):
         engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
-        loss = supervised_loss(engine, batch, scale)
+        loss = supervised_loss(engine, batch, scale * loss_scale) / loss_scale
         clock = _lap(own.phases, "forward", clock)
         engine.backward(loss, scale_wrt_gas=False)
         losses += loss.detach()
@@ -137,7 +156,8 @@ def optimizer_step(parts: Parts, step: int, rate: float) -> OwnStep:
         own.padding += batch.padding
         clock = _lap(own.phases, "backward", clock)
     engines.set_learning_rate(engine, rate)
-    own.norm = engines.step(engine)
+    norm = engines.step(engine)
+    own.overflowed, own.norm = norm is None, math.nan if norm is None else norm
     own.loss_sum = float(losses) / scale
     clock = _lap(own.phases, "optimizer", clock)
     own.seconds = clock - start

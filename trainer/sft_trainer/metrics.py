@@ -52,6 +52,7 @@ GRADIENT_NORM = _gauge("gradient_norm", "Global gradient norm of the last optimi
 TOKENS_PER_SECOND = _gauge("tokens_per_second", "Real tokens of this rank per second of the last step.")
 STEP_SECONDS = _gauge("step_seconds", "Wall time of the last optimizer step.")
 PHASE_SECONDS = _gauge("phase_seconds", "Wall time of one phase of the last optimizer step.", ("phase",))
+LOSS_SCALE = _gauge("loss_scale", "Factor of the losses of the last optimizer step; only in fp16.")
 EVAL_LOSS = _gauge("eval_loss", "Mean loss per supervised token of the held-out rows.")
 EVAL_SECONDS = _gauge("eval_seconds", "Wall time of the last evaluation.")
 CHECKPOINT_SECONDS = _gauge("checkpoint_seconds", "Wall time of the last committed checkpoint.")
@@ -65,6 +66,9 @@ SUPERVISED = _counter(
     "supervised_tokens", "Tokens that carried loss, by this rank, since the attempt started."
 )
 PADDED = _counter("padded_tokens", "Padding computed by this rank since the attempt started.")
+SKIPPED = _counter(
+    "skipped_steps", "Optimizer steps that overflowed in fp16 and were repeated, since the attempt started."
+)
 
 P = ParamSpec("P")
 
@@ -101,7 +105,7 @@ class Metrics:
         INFO.labels(*self._labels, version, precision).set(1)
         self._set(TOTAL_STEPS, total_steps)
         self._set(STEP, resumed_from_step)
-        for counter in (TOKENS, SUPERVISED, PADDED):
+        for counter in (TOKENS, SUPERVISED, PADDED, *((SKIPPED,) if precision == "fp16" else ())):
             counter.labels(*self._labels)
         self._memory()
 
@@ -118,6 +122,7 @@ class Metrics:
         padded_tokens: int,
         step_seconds: float,
         phase_seconds: Mapping[str, float],
+        loss_scale: float | None = None,
     ) -> None:
         """One optimizer step ended.
 
@@ -129,6 +134,7 @@ class Metrics:
         self._set(LOSS, loss)
         self._set(LEARNING_RATE, learning_rate)
         self._set(GRADIENT_NORM, gradient_norm)
+        self._set(LOSS_SCALE, loss_scale)
         self._set(STEP_SECONDS, step_seconds)
         self._set(TOKENS_PER_SECOND, tokens / step_seconds if step_seconds > 0 else None)
         for phase, seconds in phase_seconds.items():
@@ -137,6 +143,11 @@ class Metrics:
         SUPERVISED.labels(*self._labels).inc(supervised_tokens)
         PADDED.labels(*self._labels).inc(padded_tokens)
         self._memory()
+
+    @_harmless
+    def skipped(self) -> None:
+        """An optimizer step overflowed and is repeated."""
+        SKIPPED.labels(*self._labels).inc()
 
     @_harmless
     def evaluation(self, *, loss: float, seconds: float) -> None:

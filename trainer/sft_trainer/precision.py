@@ -7,29 +7,41 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from sft_trainer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["bf16", "fp16", "fp32"]
 _NATIVE_CAPABILITY = (8, 0)  # NVIDIA Ampere; older GPUs emulate bf16, slower than fp32
 
 
-def is_native(accelerator: str) -> bool:
-    """Whether the hardware of this rank computes in bf16 by itself."""
-    return _gpu_has_bf16() if accelerator == "gpu" else cpu_has_bf16(_cpu_flags())
+def native(accelerator: str) -> set[Precision]:
+    """The formats that the hardware of this rank computes in by itself."""
+    found: set[Precision] = {"fp32"}
+    if _gpu_has_bf16() if accelerator == "gpu" else cpu_has_bf16(_cpu_flags()):
+        found.add("bf16")
+    if get_accelerator().is_fp16_supported():
+        found.add("fp16")
+    return found
 
 
 def resolve(
-    wanted: Literal["bf16", "fp32", "Auto"], accelerator: str, *, native: bool, saved: Precision | None = None
+    wanted: Literal["bf16", "fp16", "fp32", "Auto"],
+    accelerator: str,
+    *,
+    formats: set[Precision],
+    zero_stage: int,
+    saved: Precision | None = None,
 ) -> Precision:
-    """The format of the checkpoint that is continued (`saved`), else `wanted`, else what the hardware has.
+    """The format of the checkpoint that is continued (`saved`), else `wanted`, else the hardware's best.
 
-    `native`: every rank has bf16. The choice is logged.
+    `formats`: those that every rank computes in natively. Of itself a CPU takes bf16 or fp32, a GPU without bf16
+    takes fp16, but not with ZeRO stage 0, which accumulates gradients in the model's type. The choice is logged.
 
     Raises:
-        UserError: the checkpoint is in another format than `wanted`, or bf16 is needed and a GPU has none.
+        UserError: the checkpoint is in another format than `wanted`, or the hardware lacks the one needed.
     """
     if saved is not None and wanted not in ("Auto", saved):
         raise UserError(
@@ -40,18 +52,24 @@ def resolve(
     if saved is not None:
         chosen, reason = saved, "as in the checkpoint"
     elif wanted == "Auto":
-        chosen = "bf16" if native else "fp32"
-        reason = "native here" if native else f"not every {accelerator.upper()} has native bf16"
+        chosen, reason = "fp32", f"not every {accelerator.upper()} has native bf16"
+        if "bf16" in formats:
+            chosen, reason = "bf16", "native here"
+        elif accelerator == "gpu" and "fp16" in formats and zero_stage > 0:
+            chosen = "fp16"
     else:
         chosen, reason = wanted, "as asked"
-    if chosen == "bf16" and not native and accelerator == "gpu":
-        way = (
-            "set it to fp32 or remove it" if saved is None else "use GPUs of compute capability 8.0 or newer"
-        )
+    if chosen not in formats and (accelerator == "gpu" or chosen == "fp16"):
+        least = {"bf16": "8.0", "fp16": "7.0", "fp32": "0"}[chosen]
+        way = f"use GPUs of compute capability {least} or newer"
+        if saved is None:
+            way = f"remove it, or {way}"
         raise UserError(
-            "PrecisionUnsupported", f"training.precision is bf16 ({reason}), but a GPU has no bf16: {way}"
+            "PrecisionUnsupported",
+            f"training.precision is {chosen} ({reason}), but a {accelerator.upper()} of this job does not compute "
+            f"in it: {way}",
         )
-    if chosen == "bf16" and not native:
+    if chosen not in formats:
         logger.warning("precision bf16 (%s), though a CPU only emulates it: fp32 is faster here", reason)
     else:
         logger.info("precision %s (%s)", chosen, reason)
@@ -59,8 +77,8 @@ def resolve(
 
 
 def dtype(precision: Precision) -> torch.dtype:
-    """The parameters' type during training; master weights are fp32 in either."""
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    """The parameters' type during training; master weights are fp32 in each."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
 def cpu_has_bf16(flags: set[str]) -> bool:

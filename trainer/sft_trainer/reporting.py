@@ -43,6 +43,7 @@ class StepFacts:
     own_supervised: int
     own_padding: int
     phases: Mapping[str, float]
+    loss_scale: float | None = None  # only in fp16
 
 
 @dataclass
@@ -103,6 +104,7 @@ class Reporter:
             padded_tokens=facts.own_padding,
             step_seconds=facts.seconds,
             phase_seconds=facts.phases,
+            loss_scale=facts.loss_scale,
         )
         if not self._speaks:
             return
@@ -125,6 +127,7 @@ class Reporter:
             tokens=facts.tokens,
             supervised_tokens=facts.supervised,
             seconds=round(facts.seconds, 4),
+            **({} if facts.loss_scale is None else {"loss_scale": facts.loss_scale}),
         )
         self._publish(
             state="Training",
@@ -135,6 +138,12 @@ class Reporter:
             tokens_per_second=round(speed, 1),
             estimated_remaining_seconds=remaining,
         )
+
+    def skipped(self, step: int, loss_scale: float) -> None:
+        """Gradients of `step` overflowed; it is repeated with this loss scale."""
+        self._metrics.skipped()
+        if self._speaks:
+            logger.info("step %d overflowed in fp16 and is repeated with loss scale %g", step, loss_scale)
 
     def phase(
         self, state: Literal["Starting", "Training", "Evaluating", "Saving", "Exporting", "Done"]

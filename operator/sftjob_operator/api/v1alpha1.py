@@ -187,13 +187,17 @@ class Scheduler(ApiModel):
 class Optimizer(ApiModel):
     """The optimizer."""
 
-    type: Literal["AdamW"] = Field("AdamW", description="Default AdamW.")
+    type: Literal["AdamW", "Adam"] = Field(
+        "AdamW", description="They differ in how weights decay. Default AdamW."
+    )
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
         default_factory=lambda: [0.9, 0.999], description="Decay of the two moments. Default [0.9, 0.999]."
     )
     eps: Annotated[float, Field(gt=0, le=1)] = Field(1e-8, description="Default 1e-8.")
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="Decoupled weight decay on matrices. Default 0."
+        0.0,
+        description="Decay of matrices: of the weights themselves with AdamW, added to their gradients with "
+        "Adam. Default 0.",
     )
 
 
@@ -235,9 +239,10 @@ class Training(ApiModel):
     max_grad_norm: Annotated[float, Field(gt=0, le=1000000)] = Field(
         1.0, description="Gradients are scaled down to this global norm. Default 1."
     )
-    precision: Literal["bf16", "fp32"] | None = Field(
+    precision: Literal["bf16", "fp16", "fp32"] | None = Field(
         None,
-        description="Absent = bf16 where the hardware has it, else fp32. The optimizer always works in fp32.",
+        description="Absent = bf16 where the hardware has it, else fp16 on a GPU (fp32 with ZeRO stage 0) and fp32 "
+        "on a CPU. fp16 scales losses dynamically. The optimizer always works in fp32.",
     )
     seed: Annotated[int, Field(ge=0, le=2147483647)] = Field(
         42, description="Same seed, data and size: same result. Default 42."

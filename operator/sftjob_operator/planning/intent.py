@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.batch import SpecError, batch_sizes
+from sftjob_operator.planning.memory import Precision
 from sftjob_operator.planning.rawkeys import RAW, handed_on, refuse_what_would_be_ignored, section_of
 
 
@@ -26,7 +27,7 @@ class Intent:
     micro_batch_size: int | None
     zero_stage: int | None
     activation_checkpointing: Literal["None", "Full"] | None
-    precision: Literal["bf16", "fp32"] | None
+    precision: Precision | None
     max_grad_norm: float
     raw: Mapping[str, Any]
     """The rest of spec.deepspeed.config, to be merged by the trainer."""
@@ -73,22 +74,27 @@ def _zero_stage(spec: Spec, raw: Mapping[str, Any]) -> int | None:
     return int(value)
 
 
-def _precision(spec: Spec, raw: Mapping[str, Any]) -> Literal["bf16", "fp32"] | None:
+def _precision(spec: Spec, raw: Mapping[str, Any]) -> Precision | None:
+    """A switched-on format is wanted; bf16 switched off without a word about fp16 means fp32."""
     typed = spec.training.precision
-    enabled = {name: _enabled(raw, name) for name in ("bf16", "fp16")}
-    if enabled["fp16"] and typed is not None:
-        raise _conflict(f"{RAW}.fp16.enabled", "true", "spec.training.precision", typed)
-    if section_of(raw, "fp16") and enabled["fp16"] is not False:
+    bf16, fp16 = _enabled(raw, "bf16"), _enabled(raw, "fp16")
+    if bf16 and fp16:
+        raise _conflict(f"{RAW}.bf16.enabled", "true", f"{RAW}.fp16.enabled", "true")
+    wanted, name = typed, ""
+    if fp16:
+        wanted, name = "fp16", "fp16"
+    elif bf16 is not None and not (bf16 is False and typed == "fp16"):
+        wanted, name = "bf16" if bf16 else "fp32", "bf16"
+    elif fp16 is False and typed == "fp16":
+        wanted, name = None, "fp16"
+    if typed is not None and typed != wanted:
+        stated = str(section_of(raw, name)["enabled"]).lower()
+        raise _conflict(f"{RAW}.{name}.enabled", stated, "spec.training.precision", typed)
+    if wanted in ("bf16", "fp32") and fp16 is None and section_of(raw, "fp16"):
         raise SpecError(
             "DeepSpeedConfigUnsupported",
-            f"{RAW}.fp16: fp16 is not supported by this version; remove it (or set enabled: false) and set "
-            "spec.training.precision to bf16 or fp32, or leave it to the hardware",
+            f"{RAW}.fp16: remove it, or set spec.training.precision: fp16; the precision is {wanted}",
         )
-    if enabled["bf16"] is None:
-        return typed
-    wanted: Literal["bf16", "fp32"] = "bf16" if enabled["bf16"] else "fp32"
-    if typed is not None and typed != wanted:
-        raise _conflict(f"{RAW}.bf16.enabled", str(enabled["bf16"]).lower(), "spec.training.precision", typed)
     return wanted
 
 

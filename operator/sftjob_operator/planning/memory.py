@@ -12,6 +12,7 @@ from typing import Literal
 
 from sft_trainer.config import ModelFacts
 
+Precision = Literal["bf16", "fp16", "fp32"]
 GIB = 2**30
 _BUCKET_ELEMENTS = {"gpu": 200_000_000, "cpu": 10_000_000}  # what sft_trainer.engine asks DeepSpeed for
 _OVERHEAD = {"gpu": int(1.75 * GIB), "cpu": 1 * GIB}  # CUDA context and NCCL; interpreter and libraries
@@ -28,7 +29,7 @@ class Shape:
     micro_batch_size: int
     max_length: int
     checkpointing: bool
-    precision: Literal["bf16", "fp32"]
+    precision: Precision
     accelerator: Literal["gpu", "cpu"]
     lora_rank: int | None
     """None = all weights are trained."""
@@ -55,7 +56,7 @@ class Memory:
 
 def estimate(model: ModelFacts, shape: Shape) -> Memory:
     """The need of one rank."""
-    size = 2 if shape.precision == "bf16" else 4
+    size = 4 if shape.precision == "fp32" else 2
     trained = (
         model.parameters if shape.lora_rank is None else model.lora_parameters_per_rank * shape.lora_rank
     )

@@ -17,7 +17,7 @@ from sftjob_operator.api.status import PlanMemory, PlanStatus
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.hardware import DEFAULT_GPU_MEMORY, Hardware, mebibytes, quantity_bytes
 from sftjob_operator.planning.intent import Intent, intent
-from sftjob_operator.planning.memory import Memory, Shape, estimate
+from sftjob_operator.planning.memory import Memory, Precision, Shape, estimate
 
 # A forward pass of more tokens is no faster per token on a GPU; a CPU is busy with one sequence.
 _TOKENS_PER_PASS = 8192
@@ -102,12 +102,12 @@ def plan(spec: Spec, model: ModelFacts, hardware: Hardware, keep: PlanStatus | N
 
 
 def candidates(
-    spec: Spec, wanted: Intent, model: ModelFacts, precision: Literal["bf16", "fp32"], *, known: bool
+    spec: Spec, wanted: Intent, model: ModelFacts, precision: Precision, *, known: bool
 ) -> Iterator[Candidate]:
     """All strategies that the spec allows, the preferred ones first."""
     for micro in _micro_batches(wanted, spec.data.max_length):
         for checkpointing in _checkpointing(wanted):
-            for stage in _stages(wanted, known):
+            for stage in _stages(wanted, precision, known):
                 shape = Shape(
                     world_size=wanted.world_size,
                     zero_stage=stage,
@@ -121,9 +121,11 @@ def candidates(
                 yield Candidate(stage, micro, checkpointing, estimate(model, shape))
 
 
-def expected_precision(wanted: Intent, hardware: Hardware) -> Literal["bf16", "fp32"]:
+def expected_precision(wanted: Intent, hardware: Hardware) -> Precision:
     """What the pods will choose (sft_trainer.precision): bf16 on a GPU, unless one is known not to have it."""
-    return "bf16" if wanted.accelerator == "gpu" and hardware.gpu_bf16 is not False else "fp32"
+    if wanted.accelerator == "cpu" or (hardware.gpu_bf16 is False and wanted.zero_stage == 0):
+        return "fp32"
+    return "fp16" if hardware.gpu_bf16 is False else "bf16"
 
 
 def lora_rank(spec: Spec) -> int | None:
@@ -143,11 +145,11 @@ def available_bytes(spec: Spec, hardware: Hardware) -> int | None:
     return None if pod is None else pod // (workers.processes_per_node or 1)
 
 
-def _stages(wanted: Intent, known: bool) -> tuple[Literal[0, 1, 2, 3], ...]:
+def _stages(wanted: Intent, precision: Precision, known: bool) -> tuple[Literal[0, 1, 2, 3], ...]:
     if wanted.zero_stage is not None:
         return (wanted.zero_stage,)  # type: ignore[return-value]
-    if wanted.world_size == 1:
-        return (0,)
+    if wanted.world_size == 1:  # nothing to partition; stage 0 has no fp16 (combinations)
+        return (1,) if precision == "fp16" else (0,)
     # Stage 1 reduces gradients once a step, 2 and 3 in every pass: the lowest that fits is the fastest.
     return (1, 2, 3) if known else (2,)
 

@@ -16,7 +16,6 @@ RAW = "spec.deepspeed.config"
 
 ABSORBED = frozenset(
     {
-        "fp16",
         "gradient_accumulation_steps",
         "gradient_clipping",
         "train_batch_size",
@@ -37,6 +36,7 @@ HANDED_ON = frozenset(
         "disable_python_gc",
         "dump_state",
         "flops_profiler",
+        "fp16",
         "log_level",
         "memory_breakdown",
         "steps_per_print",
@@ -153,6 +153,21 @@ BF16_REFUSED = dict.fromkeys(
     ("bf16_master_weights_and_grads", "bf16_optimizer_states"),
     "master weights, gradients and optimizer states are kept in fp32",
 )
+FP16_HANDED_ON = frozenset(
+    {
+        "consecutive_hysteresis",
+        "enabled",
+        "hysteresis",
+        "initial_scale_power",
+        "loss_scale_window",
+        "min_loss_scale",
+    }
+)
+FP16_REFUSED = {
+    "auto_cast": "the trainer's inputs are token ids",
+    "fp16_master_weights_and_grads": "master weights and gradients are kept in fp32",
+    "loss_scale": "the scale is dynamic",
+}
 DATA_TYPES_HANDED_ON = frozenset({"buffer_dtype", "keep_in_fp32_modules"})
 DATA_TYPES_REFUSED = {
     "grad_accum_dtype": "gradients are accumulated in fp32 wherever DeepSpeed can",
@@ -163,8 +178,10 @@ _SECTIONS: dict[str, tuple[frozenset[str], dict[str, str]]] = {
     "": (HANDED_ON | ABSORBED, REFUSED),
     "zero_optimization": (ZERO_HANDED_ON, ZERO_REFUSED),
     "bf16": (BF16_HANDED_ON, BF16_REFUSED),
+    "fp16": (FP16_HANDED_ON, FP16_REFUSED),
     "data_types": (DATA_TYPES_HANDED_ON, DATA_TYPES_REFUSED),
 }
+_FACTORED = frozenset({"adafactor", "adalomo", "came", "galore", "galoreadamw", "shampoo", "sm3", "soap"})
 # With `enabled: false`, and offloading to `device: none`, they change nothing.
 _SWITCHED = frozenset(
     {
@@ -187,7 +204,8 @@ def refuse_what_would_be_ignored(raw: Mapping[str, Any]) -> None:
         path = f"{RAW}.{name}" if name else RAW
         for key, value in section.items():
             if key in refused and not _is_off(key, value):
-                raise SpecError("DeepSpeedConfigUnsupported", f"{path}.{key}: remove it; {refused[key]}")
+                why = _factored(key, value) or refused[key]
+                raise SpecError("DeepSpeedConfigUnsupported", f"{path}.{key}: remove it; {why}")
             if key not in refused and key not in known:
                 raise SpecError(
                     "DeepSpeedConfigUnsupported", f"{path}.{key[:64]}: {_unknown(key[:64], known)}"
@@ -197,7 +215,10 @@ def refuse_what_would_be_ignored(raw: Mapping[str, Any]) -> None:
 def handed_on(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Without what has become a typed value, and without what is switched off."""
     kept = {key: value for key, value in raw.items() if key in HANDED_ON}
-    for name, typed in (("zero_optimization", "stage"), ("bf16", "enabled"), ("data_types", "")):
+    if section_of(kept, "fp16").get("enabled") is False:
+        del kept["fp16"]
+    typed_keys = {"zero_optimization": "stage", "bf16": "enabled", "fp16": "enabled", "data_types": ""}
+    for name, typed in typed_keys.items():
         if name in kept:
             known = _SECTIONS[name][0] - {typed}
             kept[name] = {key: value for key, value in kept[name].items() if key in known}
@@ -212,6 +233,17 @@ def section_of(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(section, Mapping):
         raise SpecError("DeepSpeedConfigInvalid", f"{RAW}.{name} is {section!r}, but must be an object")
     return section
+
+
+def _factored(key: str, value: Any) -> str | None:
+    """Why an optimizer that saves memory by the shape of a matrix is not merely under another name here."""
+    kind = value.get("type") if key == "optimizer" and isinstance(value, Mapping) else None
+    if not isinstance(kind, str) or kind.lower() not in _FACTORED:
+        return None
+    return (
+        f"{kind[:64]} keeps factors of a matrix's rows and columns, and ZeRO flattens matrices: it would be another "
+        f"optimizer in silence; {REFUSED[key]}"
+    )
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:

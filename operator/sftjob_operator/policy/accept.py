@@ -12,6 +12,7 @@ from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.v1alpha1 import EnvVar, PodTemplate, SFTJob, Spec
 from sftjob_operator.desired.podspec import OUR_VOLUMES
 from sftjob_operator.planning.batch import SpecError
+from sftjob_operator.planning.combinations import refuse_what_cannot_work_together
 from sftjob_operator.planning.hardware import quantity_bytes
 from sftjob_operator.planning.intent import intent
 
@@ -31,7 +32,9 @@ def read_sftjob(manifest: Manifest) -> SFTJob:
 def objection(job: SFTJob) -> SpecError | None:
     """Why this spec cannot run; None when it can."""
     try:
-        _same_size(job, intent(job.spec).world_size)
+        wanted = intent(job.spec)
+        _same_size(job, wanted.world_size)
+        refuse_what_cannot_work_together(job.spec, wanted)
         for check in (_environment, _templates, _quantities, _inline):
             check(job.spec)
     except SpecError as error:

@@ -1,0 +1,55 @@
+"""What cannot work together, with the reason and the way out: refused before anything runs.
+
+One row for each; docs/planning.md shows the same table. A row speaks only of what was asked for: what is left
+open is chosen so that no row applies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sftjob_operator.api.v1alpha1 import Spec
+from sftjob_operator.planning.batch import SpecError
+from sftjob_operator.planning.intent import Intent
+
+
+@dataclass(frozen=True)
+class Row:
+    """Two or more choices that exclude each other."""
+
+    together: str
+    reason: str
+    fix: str
+    meets: Callable[[Spec, Intent], bool]
+
+
+ROWS = (
+    Row(
+        "training.precision fp16 and workers.gpusPerNode 0",
+        "CPUs compute in bf16 or fp32",
+        "set training.precision to bf16 or fp32, or remove it",
+        lambda spec, wanted: wanted.precision == "fp16" and wanted.accelerator == "cpu",
+    ),
+    Row(
+        "training.precision fp16 and deepspeed.zeroStage 0",
+        "DeepSpeed's stage 0 accumulates gradients in fp16, where small ones vanish",
+        "set deepspeed.zeroStage to 1 (on a single GPU too), or remove it",
+        lambda spec, wanted: wanted.precision == "fp16" and wanted.zero_stage == 0,
+    ),
+)
+
+
+def refuse_what_cannot_work_together(spec: Spec, wanted: Intent) -> None:
+    """SpecError for the first row that applies to what `spec` asks for."""
+    for row in ROWS:
+        if row.meets(spec, wanted):
+            raise SpecError(
+                "CombinationUnsupported", f"{row.together} exclude each other: {row.reason}; {row.fix}"
+            )
+
+
+def table() -> str:
+    """The rows in Markdown."""
+    lines = [f"| {row.together} | {row.reason} | {row.fix} |" for row in ROWS]
+    return "\n".join(["| Together | Why not | Instead |", "|---|---|---|", *lines])

@@ -1,0 +1,40 @@
+"""What cannot work together is refused with reason and fix, and the planner never chooses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sftjob_operator.planning import combinations
+from sftjob_operator.policy.accept import objection, read_sftjob
+from worlds import sftjob
+
+GPU, CPU = {"nodes": 1, "gpusPerNode": 2}, {"nodes": 1, "gpusPerNode": 0, "processesPerNode": 2}
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "planning.md").read_text()
+
+# Of every row: what meets it, and what is next to it and works.
+CASES = {
+    "training.precision fp16 and workers.gpusPerNode 0": (
+        {"workers": CPU, "training": {"precision": "fp16"}},
+        {"workers": GPU, "training": {"precision": "fp16"}},
+    ),
+    "training.precision fp16 and deepspeed.zeroStage 0": (
+        {"workers": GPU, "training": {"precision": "fp16"}, "deepspeed": {"zeroStage": 0}},
+        {"workers": GPU, "training": {"precision": "fp16"}, "deepspeed": {"zeroStage": 1}},
+    ),
+}
+
+
+@pytest.mark.parametrize("row", combinations.ROWS, ids=lambda row: row.together)
+def test_a_combination_that_cannot_work_is_refused_and_its_neighbour_is_not(row):
+    meets, works = CASES[row.together]
+    found = objection(read_sftjob(sftjob(**meets)))
+    assert found is not None
+    assert found.reason == "CombinationUnsupported"
+    assert found.message == f"{row.together} exclude each other: {row.reason}; {row.fix}"
+    assert objection(read_sftjob(sftjob(**works))) is None
+
+
+def test_the_document_shows_the_table():
+    assert combinations.table() in DOCUMENT
