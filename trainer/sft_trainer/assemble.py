@@ -156,6 +156,7 @@ def training_plan(config: TrainConfig, lengths: np.ndarray[Any, Any], *, packed:
         seed=config.training.seed,
         epochs=config.training.epochs,
         max_steps=config.training.max_steps,
+        max_tokens=config.training.max_tokens,
         packed=packed,
     )
 
@@ -163,9 +164,8 @@ def training_plan(config: TrainConfig, lengths: np.ndarray[Any, Any], *, packed:
 def _held_out(config: TrainConfig, rows: Rows | None, packed: bool) -> tuple[Rows, Plan] | None:
     if rows is None or len(rows.lengths) == 0:
         return None
-    one_pass = config.model_copy(
-        update={"training": config.training.model_copy(update={"epochs": 1, "max_steps": None})}
-    )
+    once = {"epochs": 1, "max_steps": None, "max_tokens": None}
+    one_pass = config.model_copy(update={"training": config.training.model_copy(update=once)})
     return rows, training_plan(one_pass, np.asarray(rows.lengths), packed=packed)
 
 

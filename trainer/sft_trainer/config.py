@@ -251,8 +251,9 @@ class LoRA(Contract):
 class Scheduler(Contract):
     """Learning-rate schedule over optimizer steps, after a linear warm-up."""
 
-    type: Literal["Cosine", "Linear", "Constant"]
+    type: Literal["Cosine", "Linear", "Constant", "WSD"]
     warmup_steps: int
+    decay_steps: int | None = None  # of WSD; None = a share of all steps, which only the pod counts
     min_learning_rate: float
 
 
@@ -272,6 +273,7 @@ class Training(Contract):
     lora: LoRA | None = None
     epochs: int | None = None
     max_steps: int | None = None
+    max_tokens: int | None = None  # real ones, of prompts too
     global_batch_size: int  # sequences (packs) per optimizer step, over all ranks
     micro_batch_size: int  # sequences per rank per forward pass
     gradient_accumulation_steps: int
@@ -284,8 +286,8 @@ class Training(Contract):
 
     @model_validator(mode="after")
     def _one(self) -> Training:
-        if (self.epochs is None) == (self.max_steps is None):
-            raise ValueError("training: exactly one of epochs and maxSteps")
+        if [self.epochs, self.max_steps, self.max_tokens].count(None) != 2:
+            raise ValueError("training: exactly one of epochs, maxSteps and maxTokens")
         return self
 
 

@@ -175,12 +175,25 @@ class LoRA(ApiModel):
 class Scheduler(ApiModel):
     """Learning rate over the steps, after a linear warm-up."""
 
-    type: Literal["Cosine", "Linear", "Constant"] = Field("Cosine", description="Default Cosine.")
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.decaySteps) || (has(self.type) && self.type == 'WSD')",
+                "spec.training.scheduler.decaySteps needs spec.training.scheduler.type: WSD",
+            )
+        )
+    )
+    type: Literal["Cosine", "Linear", "Constant", "WSD"] = Field(
+        "Cosine", description="WSD stays at the peak and decays at the end (1 - sqrt). Default Cosine."
+    )
     warmup_steps: Annotated[int, Field(ge=0, le=1000000)] = Field(
         0, description="Steps of linear warm-up. Default 0."
     )
+    decay_steps: Annotated[int, Field(ge=1, le=100000000)] | None = Field(
+        None, description="Steps of WSD's decay, the last ones. Default a fifth of all."
+    )
     min_learning_rate: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="Where Cosine and Linear end. Default 0."
+        0.0, description="Where Cosine, Linear and WSD end. Default 0."
     )
 
 
@@ -202,7 +215,7 @@ class Training(ApiModel):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            at_most_one_of("spec.training", "epochs", "maxSteps"),
+            at_most_one_of("spec.training", "epochs", "maxSteps", "maxTokens"),
             (
                 "!has(self.lora) || (has(self.method) && self.method == 'LoRA')",
                 "spec.training.lora needs spec.training.method: LoRA",
@@ -219,10 +232,15 @@ class Training(ApiModel):
     method: Literal["Full", "LoRA"] = Field("Full", description="Which weights are trained. Default Full.")
     lora: LoRA | None = Field(None, description="Settings of method LoRA.")
     epochs: Annotated[int, Field(ge=1, le=10000)] | None = Field(
-        None, description="Passes over the data; epochs or maxSteps. Default 1 where neither is set."
+        None, description="Passes over the data; or maxSteps, or maxTokens. Default 1 where none is set."
     )
     max_steps: Annotated[int, Field(ge=1, le=100000000)] | None = Field(
         None, description="Optimizer steps; the data is repeated as often as needed."
+    )
+    max_tokens: Annotated[int, Field(ge=1, le=1000000000000000)] | None = Field(
+        None,
+        description="Ends with the first optimizer step after which so many tokens (of prompts too, without "
+        "padding) have been trained on; the data is repeated as often as needed.",
     )
     global_batch_size: Annotated[int, Field(ge=1, le=1048576)] = Field(
         16,

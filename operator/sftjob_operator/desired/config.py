@@ -90,8 +90,9 @@ def _training(job: SFTJob, chosen: Plan, wanted: Intent) -> config.Training:
     return config.Training(
         method=spec.method,
         lora=_lora(job) if spec.method == "LoRA" else None,
-        epochs=1 if spec.epochs is None and spec.max_steps is None else spec.epochs,
+        epochs=1 if (spec.epochs, spec.max_steps, spec.max_tokens) == (None, None, None) else spec.epochs,
         max_steps=spec.max_steps,
+        max_tokens=spec.max_tokens,
         global_batch_size=wanted.global_batch_size,
         micro_batch_size=chosen.micro_batch_size,
         gradient_accumulation_steps=chosen.gradient_accumulation_steps,
@@ -99,6 +100,7 @@ def _training(job: SFTJob, chosen: Plan, wanted: Intent) -> config.Training:
         scheduler=config.Scheduler(
             type=spec.scheduler.type,
             warmup_steps=spec.scheduler.warmup_steps,
+            decay_steps=spec.scheduler.decay_steps,
             min_learning_rate=spec.scheduler.min_learning_rate,
         ),
         optimizer=config.Optimizer(

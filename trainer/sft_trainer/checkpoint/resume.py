@@ -149,7 +149,7 @@ def require_same_batches(saved: TrainerState, plan: Plan) -> None:
         raise UserError(
             "CheckpointBeyondEnd",
             f"step-{saved.step} lies beyond the end of this training, which has {plan.total_steps} steps: raise "
-            "training.maxSteps or training.epochs, or start under another metadata.name",
+            "training.epochs, maxSteps or maxTokens, or start under another metadata.name",
         )
 
 
