@@ -39,3 +39,32 @@ def test_a_schedule_arrives_whole():
     wanted = {"type": "WSD", "warmupSteps": 5, "decaySteps": 30, "minLearningRate": 1e-6}
     found = rendered(training={"scheduler": wanted}).training.scheduler
     assert found.model_dump(by_alias=True) == wanted
+
+
+@pytest.mark.parametrize(
+    ("spec", "export", "keep_best"),
+    [
+        ({}, "Last", 0),
+        ({"training": {"earlyStopping": {}}}, "Best", 1),
+        ({"training": {"earlyStopping": {}}, "export": {"checkpoint": "Last"}}, "Last", 0),
+        ({"export": {"checkpoint": "Best"}}, "Best", 1),
+        ({"export": {"checkpoint": "Best"}, "checkpoint": {"retain": {"best": 3}}}, "Best", 3),
+        ({"checkpoint": {"retain": {"best": 2}}}, "Last", 2),
+    ],
+)
+def test_early_stopping_exports_the_best_and_what_is_exported_is_kept(spec, export, keep_best):
+    found = rendered(**spec)
+    assert (found.export.checkpoint, found.checkpoint.keep_best) == (export, keep_best)
+
+
+def test_patience_arrives_with_its_defaults():
+    assert rendered().training.early_stopping is None
+    found = rendered(training={"earlyStopping": {"minDelta": 0.01}}).training.early_stopping
+    assert found is not None
+    assert found.model_dump(by_alias=True) == {"metric": "eval_loss", "patience": 3, "minDelta": 0.01}
+
+
+@pytest.mark.parametrize("period", [{"periodSteps": 5}, {"periodSeconds": 60}, {"periodEpochs": 0.5}])
+def test_an_evaluation_period_arrives_in_its_unit(period):
+    found = rendered(evaluation=period).evaluation
+    assert found.model_dump(by_alias=True, exclude_none=True) == period
