@@ -190,6 +190,22 @@ def test_complete_needs_the_result_of_index_zero():
     assert scene.attempt(1)["state"] == "Succeeded"
 
 
+def test_complete_says_that_training_stopped_early_and_which_state_was_exported():
+    scene = Scene()
+    scene.start()
+    train = {"steps": 120, "planned_steps": 480, "exported_step": 90, "eval_loss": 1.25}
+    train |= {"export_directory": "jobs/bot/export", "export_bytes": 1}
+    scene.end(1, None, [scene.ended_pod(1, 0, trained_outcome(train=train), 0, "Completed")])
+    scene.step(5)
+    assert scene.says("Complete") == ("True", "StoppedEarly")
+    complete = next(one for one in scene.status["conditions"] if one["type"] == "Complete")
+    assert complete["message"] == (
+        "stopped early at step 120 of 480; the export of step 90 in jobs/bot/export was reloaded and checked"
+    )
+    assert scene.status["result"]["exportedStep"] == 90
+    assert scene.status["progress"]["display"] == "120/120"
+
+
 @pytest.mark.parametrize(
     "message",
     ["", "not json", '{"outcome":"Succeeded","reason":"Succeeded"}'],

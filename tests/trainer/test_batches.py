@@ -112,6 +112,28 @@ def test_max_steps_go_on_over_as_many_epochs_as_it_takes() -> None:
     assert len(chosen.sequences(4)) == 4
 
 
+@pytest.mark.parametrize(
+    ("tokens", "steps"),
+    [(1, 1), (256, 1), (257, 2), (512, 2), (513, 3), (704, 3), (705, 4), (2 * 704, 6), (2 * 704 + 257, 8)],
+)
+def test_max_tokens_end_at_the_first_step_that_has_them(tokens: int, steps: int) -> None:
+    """11 sequences of 64 tokens, 4 to a step: 256, 256 and 192 tokens an epoch."""
+    chosen = plan([64] * 11, global_batch=4, epochs=None, max_tokens=tokens)
+    assert chosen.total_steps == steps
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=60), st.integers(1, 5), st.data())
+def test_max_tokens_count_what_the_steps_really_hold(
+    lengths: list[int], batch: int, data: st.DataObject
+) -> None:
+    tokens = data.draw(st.integers(1, 3 * sum(lengths)))
+    chosen = plan(lengths, global_batch=batch, epochs=None, max_tokens=tokens)
+    total = chosen.total_steps
+    held = [sum(lengths[row] for pack in chosen.sequences(step) for row in pack) for step in range(total)]
+    assert sum(held) >= tokens > sum(held[:-1])
+
+
 def test_a_packer_whose_epochs_differ_in_size_is_refused() -> None:
     def uneven(lengths: object, max_length: int, seed: int, epoch: int) -> list[list[int]]:
         return [[0]] * (epoch + 1)

@@ -20,6 +20,7 @@ from sft_trainer.checkpoint.owner import Action, Owner
 from sft_trainer.checkpoint.state import TrainerState
 from sft_trainer.data.packing import pack
 from sft_trainer.errors import Fenced, UserError, VolumeFull, classify
+from sft_trainer.history import History, after
 from sft_trainer.layout import JobFolder
 
 
@@ -259,6 +260,29 @@ def test_the_newest_checkpoints_are_kept(keep: int, left: list[int], tmp_path: P
     prune(tmp_path, keep)
     assert commit.steps(tmp_path) == left
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("best", "left"), [(0, [40]), (1, [40, 20]), (2, [40, 20, 10]), (9, [40, 30, 20, 10])]
+)
+def test_the_best_checkpoints_are_kept_beside_the_newest(best: int, left: list[int], tmp_path: Path) -> None:
+    for step, loss in ((10, 1.2), (20, 1.1), (30, 1.3), (40, None), (25, None)):
+        directory = checkpoint(tmp_path, step)
+        history = after(History(), step, loss, 0.0) if loss else after(History(), 10, 0.1, 0.0)
+        saved = trainer_state(step).model_copy(update={"history": history})
+        (directory / state.STATE).write_text(saved.to_json())
+    prune(tmp_path, 1, best)
+    assert commit.steps(tmp_path) == left
+
+
+def test_a_state_of_before_there_was_a_history_is_read(tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path, 10)
+    old = json.loads((directory / state.STATE).read_text())
+    del old["history"]
+    (directory / state.STATE).write_text(json.dumps(old))
+    saved = state.read(directory)
+    assert saved is not None
+    assert saved.history == History()
 
 
 # --------------------------------------------------------------------------- space

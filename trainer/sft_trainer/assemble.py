@@ -27,7 +27,9 @@ from sft_trainer.config import Progress, TrainConfig, TrainResult
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.data.packing import pack
 from sft_trainer.distributed import World, connect
+from sft_trainer.evaluate import perplexity
 from sft_trainer.export import export
+from sft_trainer.history import History
 from sft_trainer.layout import JobFolder, within, workspace
 from sft_trainer.metrics import Metrics
 from sft_trainer.outcome import now
@@ -51,9 +53,9 @@ def run(config: TrainConfig, journal: Journal) -> TrainResult:
     journal.checkpoints = resume.facts(folder.checkpoints)[-10:]
     parts = build(config, volume, folder, world, mine, found, stop, journal)
     stop.defer(True)
-    loss = loop.train(parts, *((found.state.step, found.state.loss) if found else (0, None)))
+    ended = loop.train(parts, *((found.state.step, found.state.loss) if found else (0, None)))
     stop.defer(False)
-    result = finish(parts, volume, loss)
+    result = finish(parts, volume, ended)
     torch.distributed.destroy_process_group()  # not after a failure: it would wait for ranks that are gone
     return result
 
@@ -128,11 +130,12 @@ def build(
         rows=cache.train,
         plan=plan,
         held_out=_held_out(config, cache.eval, packed),
-        store=Store(folder, mine, config.checkpoint.keep_last),
+        store=Store(folder, mine, config.checkpoint.keep_last, config.checkpoint.keep_best),
         reporter=reporter,
         stop=stop,
         precision=chosen,
         checkpoint_bytes=found.size if found else expected,
+        history=found.state.history if found else History(),
     )
 
 
@@ -160,6 +163,7 @@ def training_plan(config: TrainConfig, lengths: np.ndarray[Any, Any], *, packed:
         seed=config.training.seed,
         epochs=config.training.epochs,
         max_steps=config.training.max_steps,
+        max_tokens=config.training.max_tokens,
         packed=packed,
     )
 
@@ -167,9 +171,8 @@ def training_plan(config: TrainConfig, lengths: np.ndarray[Any, Any], *, packed:
 def _held_out(config: TrainConfig, rows: Rows | None, packed: bool) -> tuple[Rows, Plan] | None:
     if rows is None or len(rows.lengths) == 0:
         return None
-    one_pass = config.model_copy(
-        update={"training": config.training.model_copy(update={"epochs": 1, "max_steps": None})}
-    )
+    once = {"epochs": 1, "max_steps": None, "max_tokens": None}
+    one_pass = config.model_copy(update={"training": config.training.model_copy(update=once)})
     return rows, training_plan(one_pass, np.asarray(rows.lengths), packed=packed)
 
 
@@ -205,18 +208,35 @@ def _keep(path: Path, settings: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(settings, indent=2))
 
 
-def finish(parts: loop.Parts, volume: Path, loss: float | None) -> TrainResult:
-    """Evaluate once more, export, and say what came out. Collective."""
-    total = parts.plan.total_steps
-    final = loop.held_out(parts, total)
+def finish(parts: loop.Parts, volume: Path, ended: loop.Ended) -> TrainResult:
+    """Evaluate what was not yet, export the last state or the best, and say what came out. Collective."""
+    if parts.history.loss_at(ended.step) is None:
+        loop.held_out(parts, ended.step)
+    parts.reporter.ended(ended.step, parts.history)
+    shown, history = parts.history.last, parts.history
+    if parts.config.export.checkpoint == "Best" and history.best is not None:
+        shown = history.best
+        if shown.step != ended.step:
+            go_back(parts, shown.step)
     parts.reporter.phase("Exporting")
     size = export(parts, volume)
     parts.reporter.phase("Done")
     return TrainResult(
-        steps=total,
-        loss=loss,
-        eval_loss=final.loss if final else None,
-        perplexity=final.perplexity if final else None,
+        steps=ended.step,
+        planned_steps=parts.plan.total_steps,
+        exported_step=shown.step if shown else ended.step,
+        loss=ended.loss,
+        eval_loss=shown.loss if shown else None,
+        perplexity=perplexity(shown.loss) if shown else None,
         export_directory=str(parts.store.folder.export.relative_to(volume)),
         export_bytes=size,
     )
+
+
+def go_back(parts: loop.Parts, step: int) -> None:
+    """Put the model where it was after `step` steps. Collective."""
+    checkpoints = parts.store.folder.checkpoints
+    found = parts.world.first(lambda: resume.best(checkpoints, step))
+    resume.load(parts.engine, found, parts.world)
+    if parts.world.is_first:
+        logger.info("exporting the best checkpoint, %s", found.directory.name)

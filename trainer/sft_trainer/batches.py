@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,7 @@ class Plan:
     seed: int
     epochs: int | None = None
     max_steps: int | None = None
+    max_tokens: int | None = None
     packed: bool = True
     _packs: dict[int, list[Pack]] = field(default_factory=dict, repr=False)
 
@@ -58,13 +60,25 @@ class Plan:
         """Optimizer steps of one epoch; packing makes the same number of sequences in every epoch."""
         return -(-len(self._epoch(0)) // self.global_batch)
 
-    @property
+    @cached_property
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
         if self.max_steps is not None:
             return self.max_steps
+        if self.max_tokens is not None:
+            return self._steps_for(self.max_tokens)
         assert self.epochs is not None
         return self.epochs * self.steps_per_epoch
+
+    def _steps_for(self, tokens: int) -> int:
+        """The first number of steps after which `tokens` real tokens have been trained on.
+
+        Every epoch has the same tokens, so only the packs of the last one are looked at.
+        """
+        epochs, left = divmod(tokens - 1, int(self.lengths.sum()))
+        sizes = [int(self.lengths[pack].sum()) for pack in self._epoch(epochs)]
+        steps = np.add.reduceat(sizes, range(0, len(sizes), self.global_batch))
+        return epochs * self.steps_per_epoch + 1 + int(np.searchsorted(np.cumsum(steps), left, side="right"))
 
     @property
     def digest(self) -> str:

@@ -251,8 +251,9 @@ class LoRA(Contract):
 class Scheduler(Contract):
     """Learning-rate schedule over optimizer steps, after a linear warm-up."""
 
-    type: Literal["Cosine", "Linear", "Constant"]
+    type: Literal["Cosine", "Linear", "Constant", "WSD"]
     warmup_steps: int
+    decay_steps: int | None = None  # of WSD; None = a share of all steps, which only the pod counts
     min_learning_rate: float
 
 
@@ -265,6 +266,14 @@ class Optimizer(Contract):
     weight_decay: float
 
 
+class EarlyStopping(Contract):
+    """Stop after `patience` evaluations in a row whose loss was not lower than before by more than `min_delta`."""
+
+    metric: Literal["eval_loss"]
+    patience: int
+    min_delta: float
+
+
 class Training(Contract):
     """Hyper-parameters with every choice made: nothing is left to decide in the pod."""
 
@@ -272,6 +281,7 @@ class Training(Contract):
     lora: LoRA | None = None
     epochs: int | None = None
     max_steps: int | None = None
+    max_tokens: int | None = None  # real ones, of prompts too
     global_batch_size: int  # sequences (packs) per optimizer step, over all ranks
     micro_batch_size: int  # sequences per rank per forward pass
     gradient_accumulation_steps: int
@@ -279,13 +289,14 @@ class Training(Contract):
     scheduler: Scheduler
     optimizer: Optimizer
     max_grad_norm: float
+    early_stopping: EarlyStopping | None = None
     precision: Literal["bf16", "fp16", "fp32", "Auto"]  # Auto: only the pod sees the hardware
     seed: int
 
     @model_validator(mode="after")
     def _one(self) -> Training:
-        if (self.epochs is None) == (self.max_steps is None):
-            raise ValueError("training: exactly one of epochs and maxSteps")
+        if [self.epochs, self.max_steps, self.max_tokens].count(None) != 2:
+            raise ValueError("training: exactly one of epochs, maxSteps and maxTokens")
         return self
 
 
@@ -316,19 +327,23 @@ class Checkpointing(Contract):
     period_steps: int | None = None
     period_seconds: int | None = None
     keep_last: int
+    keep_best: int = 0  # those with the lowest evaluation loss, beside the newest
     on_existing: Literal["Resume", "Fail", "StartFresh"]
 
 
 class Evaluation(Contract):
-    """Evaluation loss on the held-out rows every so many steps, and at the end."""
+    """Evaluation loss on the held-out rows every so often (at most one is set), and at the end."""
 
     period_steps: int | None = None
+    period_seconds: int | None = None
+    period_epochs: float | None = None
 
 
 class Export(Contract):
     """What is written to jobs/<name>/export at the end."""
 
     format: Literal["Merged", "Adapter", "Both"]
+    checkpoint: Literal["Last", "Best"] = "Last"
 
 
 class TrainConfig(Contract):
@@ -359,6 +374,7 @@ class CheckpointFact(Report):
     attempt: int
     bytes: int
     loss: float | None = None
+    eval_loss: float | None = None  # where there was an evaluation at this step
     time: str  # RFC 3339
 
 
@@ -366,8 +382,10 @@ class TrainResult(Report):
     """Result of a finished training: only present when every rank ended and the export was reloaded."""
 
     steps: int
-    loss: float | None = None
-    eval_loss: float | None = None
+    planned_steps: int | None = None  # more than `steps` after an early stop
+    exported_step: int | None = None
+    loss: float | None = None  # of the last step
+    eval_loss: float | None = None  # of what was exported
     perplexity: float | None = None
     export_directory: str
     export_bytes: int

@@ -25,10 +25,10 @@ class Evaluation:
     loss: float
     seconds: float
 
-    @property
-    def perplexity(self) -> float:
-        """exp(loss)."""
-        return math.exp(min(self.loss, _LARGEST_EXPONENT))
+
+def perplexity(loss: float) -> float:
+    """exp(loss)."""
+    return math.exp(min(loss, _LARGEST_EXPONENT))
 
 
 def evaluate(engine: Engine, rows: Rows, plan: Plan, world: World, stop: StopSignal) -> Evaluation | None:

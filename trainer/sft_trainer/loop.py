@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -23,7 +24,8 @@ from sft_trainer.config import TrainConfig
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
 from sft_trainer.errors import Interrupted, UserError
-from sft_trainer.evaluate import Evaluation, evaluate
+from sft_trainer.evaluate import evaluate, perplexity
+from sft_trainer.history import History, after, is_due, is_exhausted
 from sft_trainer.loss import supervised_loss
 from sft_trainer.outcome import now
 from sft_trainer.precision import Precision
@@ -47,10 +49,18 @@ class Parts:
     stop: StopSignal
     precision: Precision
     checkpoint_bytes: int  # expected size, for the space check
+    history: History = field(default_factory=History)
 
 
-def train(parts: Parts, start: int, loss: float | None) -> float | None:
-    """Run steps `start` to the end, checkpoint the last one; the loss of the last step.
+class Ended(NamedTuple):
+    """Where a training ended: its number of steps, and the loss of the last."""
+
+    step: int
+    loss: float | None
+
+
+def train(parts: Parts, start: int, loss: float | None) -> Ended:
+    """Run steps `start` to the end, or until patience is at an end; the last step has a checkpoint.
 
     `loss` is that of step `start`, when it was resumed from a checkpoint.
 
@@ -59,16 +69,22 @@ def train(parts: Parts, start: int, loss: float | None) -> float | None:
         UserError: with reason Diverged, when loss or gradient is no longer a number: it would be so again.
     """
     world, plan, total = parts.world, parts.plan, parts.plan.total_steps
-    period, every = parts.config.checkpoint.period_seconds, parts.config.checkpoint.period_steps
-    evaluate_every, saved_at = parts.config.evaluation.period_steps, time.monotonic()
+    saving, looking = parts.config.checkpoint, parts.config.evaluation
+    patience = parts.config.training.early_stopping
+    every, saved_at, looked_at = saving.period_steps, time.monotonic(), time.monotonic()
+    if _was_broken_off(parts, start) and judge(parts, start).improved:
+        save_checkpoint(parts, start, loss)
     for step in range(start, total):
-        rate = learning_rate(
-            step, total, parts.config.training.learning_rate, parts.config.training.scheduler
-        )
+        if is_exhausted(parts.history, patience):
+            return Ended(step, loss)
+        rate = _rate(parts, step)
         own = applied_step(parts, step, rate)
-        due = world.is_first and period is not None and time.monotonic() - saved_at >= period
-        loss_sum, supervised, tokens, stop, save = world.sum(
-            [own.loss_sum, own.supervised, own.tokens, parts.stop.requested, due]
+        clocks = [
+            world.is_first and _has_passed(saving.period_seconds, saved_at),
+            world.is_first and _has_passed(looking.period_seconds, looked_at),
+        ]
+        loss_sum, supervised, tokens, stop, save, look = world.sum(
+            [own.loss_sum, own.supervised, own.tokens, parts.stop.requested, *clocks]
         )
         done = step + 1
         loss = loss_sum / supervised if supervised else None
@@ -90,15 +106,45 @@ def train(parts: Parts, start: int, loss: float | None) -> float | None:
                 loss_scale=own.loss_scale,
             )
         )
-        if evaluate_every and done % evaluate_every == 0 and done < total and not stop:
-            held_out(parts, done)
-            (stop,) = world.sum([parts.stop.requested])  # an evaluation takes longer than a step
-        if save or stop or done == total or (every and done % every == 0):
-            save_checkpoint(parts, done, loss, rate)
+        finished = done == total
+        if not stop and (look or is_due(looking, done, plan.steps_per_epoch)):
+            stop, exhausted, improved = judge(parts, done)
+            looked_at = time.monotonic()
+            finished = finished or bool(exhausted)
+            save = save or (improved and saving.keep_best)
+        if save or stop or finished or (every and done % every == 0):
+            save_checkpoint(parts, done, loss)
             saved_at = time.monotonic()
-        if stop and done < total:
+        if stop and not finished:
             raise Interrupted(f"stopped by SIGTERM after step {done}; its checkpoint is committed")
-    return loss
+    return Ended(total, loss)
+
+
+def _has_passed(period: int | None, since: float) -> bool:
+    return period is not None and time.monotonic() - since >= period
+
+
+def _was_broken_off(parts: Parts, start: int) -> bool:
+    """Whether the signal that ended the last run kept it from the evaluation after step `start`."""
+    plan, known = parts.plan, parts.history.last
+    due = 0 < start < plan.total_steps and is_due(parts.config.evaluation, start, plan.steps_per_epoch)
+    return due and (known is None or known.step != start)
+
+
+class Judgement(NamedTuple):
+    """What follows from an evaluation; the same on every rank."""
+
+    stop: float  # a signal came meanwhile, for an evaluation takes longer than a step
+    exhausted: float
+    improved: float
+
+
+def judge(parts: Parts, step: int) -> Judgement:
+    """Evaluate after `step` steps. Collective."""
+    held_out(parts, step)
+    exhausted = is_exhausted(parts.history, parts.config.training.early_stopping)
+    told = parts.world.sum([parts.stop.requested, exhausted, parts.history.is_best(step)])
+    return Judgement(*told)
 
 
 @dataclass
@@ -164,18 +210,19 @@ def optimizer_step(parts: Parts, step: int, rate: float) -> OwnStep:
     return own
 
 
-def held_out(parts: Parts, step: int) -> Evaluation | None:
-    """Evaluate and report; None where there is nothing to evaluate on."""
+def held_out(parts: Parts, step: int) -> None:
+    """Evaluate, report and remember; nothing where there is nothing to evaluate on."""
     if parts.held_out is None:
-        return None
+        return
     parts.reporter.phase("Evaluating")
     result = evaluate(parts.engine, *parts.held_out, parts.world, parts.stop)
     if result is not None:
-        parts.reporter.evaluated(step, result.loss, result.perplexity, result.seconds)
-    return result
+        parts.reporter.evaluated(step, result.loss, perplexity(result.loss), result.seconds)
+        stopping = parts.config.training.early_stopping
+        parts.history = after(parts.history, step, result.loss, stopping.min_delta if stopping else 0.0)
 
 
-def save_checkpoint(parts: Parts, step: int, loss: float | None, rate: float) -> None:
+def save_checkpoint(parts: Parts, step: int, loss: float | None) -> None:
     """Commit a checkpoint of the training as it stands after `step` steps, and report it."""
     config, plan = parts.config, parts.plan
     parts.reporter.phase("Saving")
@@ -196,13 +243,19 @@ def save_checkpoint(parts: Parts, step: int, loss: float | None, rate: float) ->
         zero_stage=config.deepspeed.zero_stage,
         precision=parts.precision,
         packed=plan.packed,
-        learning_rate=rate,
+        learning_rate=_rate(parts, step - 1),
         loss=loss,
+        history=parts.history,
         time=now(),
     )
     fact = parts.store.commit(parts.engine, state, parts.world, parts.checkpoint_bytes)
     parts.checkpoint_bytes = fact.bytes
     parts.reporter.saved(fact, steps(parts.store.folder.checkpoints), time.perf_counter() - start)
+
+
+def _rate(parts: Parts, step: int) -> float:
+    training = parts.config.training
+    return learning_rate(step, parts.plan.total_steps, training.learning_rate, training.scheduler)
 
 
 def _require_finite(loss: float | None, norm: float, step: int) -> None:

@@ -16,6 +16,7 @@ from typing import Literal
 
 from sft_trainer.checkpoint.files import write_atomically
 from sft_trainer.config import CheckpointFact, Progress
+from sft_trainer.history import History
 from sft_trainer.metrics import Metrics
 from sft_trainer.outcome import now
 from sft_trainer.progress import ProgressFile
@@ -144,6 +145,17 @@ class Reporter:
         self._metrics.skipped()
         if self._speaks:
             logger.info("step %d overflowed in fp16 and is repeated with loss scale %g", step, loss_scale)
+
+    def ended(self, step: int, history: History) -> None:
+        """The last step is done, before the planned end or at it."""
+        planned = self._progress.total_steps
+        if self._speaks and step < planned and history.mark is not None:
+            logger.info(
+                "stopped early at step %d of %d: the last %d evaluations were not better than that of step %d "
+                "(eval loss %.4f)",
+                *(step, planned, history.waited, history.mark.step, history.mark.loss),
+            )
+        self._publish(step=step, total_steps=step, estimated_remaining_seconds=0)
 
     def phase(
         self, state: Literal["Starting", "Training", "Evaluating", "Saving", "Exporting", "Done"]

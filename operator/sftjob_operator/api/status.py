@@ -93,6 +93,7 @@ class CheckpointStatus(ApiModel):
     verified: bool = Field(description="Every byte was hashed after writing.")
     size: str = Field(description="Size as a quantity.")
     loss: str | None = Field(None, description="Loss at that step.")
+    eval_loss: str | None = Field(None, description="Evaluation loss, where there was one at that step.")
     time: str = Field(description="When it was committed.")
 
 
@@ -122,8 +123,11 @@ class ResultStatus(ApiModel):
 
     export: str = Field(description="Folder in the workspace.")
     steps: int = Field(description="Optimizer steps.")
+    exported_step: int | None = Field(
+        None, description="Step whose state was exported: the last, or that of the best evaluation."
+    )
     loss: str | None = Field(None, description="Last training loss.")
-    eval_loss: str | None = Field(None, description="Last evaluation loss.")
+    eval_loss: str | None = Field(None, description="Evaluation loss of what was exported.")
     perplexity: str | None = Field(None, description="exp(evalLoss).")
 
 

@@ -175,12 +175,25 @@ class LoRA(ApiModel):
 class Scheduler(ApiModel):
     """Learning rate over the steps, after a linear warm-up."""
 
-    type: Literal["Cosine", "Linear", "Constant"] = Field("Cosine", description="Default Cosine.")
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.decaySteps) || (has(self.type) && self.type == 'WSD')",
+                "spec.training.scheduler.decaySteps needs spec.training.scheduler.type: WSD",
+            )
+        )
+    )
+    type: Literal["Cosine", "Linear", "Constant", "WSD"] = Field(
+        "Cosine", description="WSD stays at the peak and decays at the end (1 - sqrt). Default Cosine."
+    )
     warmup_steps: Annotated[int, Field(ge=0, le=1000000)] = Field(
         0, description="Steps of linear warm-up. Default 0."
     )
+    decay_steps: Annotated[int, Field(ge=1, le=100000000)] | None = Field(
+        None, description="Steps of WSD's decay, the last ones. Default a fifth of all."
+    )
     min_learning_rate: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="Where Cosine and Linear end. Default 0."
+        0.0, description="Where Cosine, Linear and WSD end. Default 0."
     )
 
 
@@ -201,12 +214,24 @@ class Optimizer(ApiModel):
     )
 
 
+class EarlyStopping(ApiModel):
+    """End before the planned end, when the evaluation loss no longer falls."""
+
+    metric: Literal["eval_loss"] = Field("eval_loss", description="What has to fall. Default eval_loss.")
+    patience: Annotated[int, Field(ge=1, le=1000)] = Field(
+        3, description="Evaluations in a row without an improvement. Default 3."
+    )
+    min_delta: Annotated[float, Field(ge=0, le=1000000)] = Field(
+        0.0, description="An improvement is lower than the last one by more than this. Default 0."
+    )
+
+
 class Training(ApiModel):
     """Hyper-parameters."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            at_most_one_of("spec.training", "epochs", "maxSteps"),
+            at_most_one_of("spec.training", "epochs", "maxSteps", "maxTokens"),
             (
                 "!has(self.lora) || (has(self.method) && self.method == 'LoRA')",
                 "spec.training.lora needs spec.training.method: LoRA",
@@ -223,10 +248,15 @@ class Training(ApiModel):
     method: Literal["Full", "LoRA"] = Field("Full", description="Which weights are trained. Default Full.")
     lora: LoRA | None = Field(None, description="Settings of method LoRA.")
     epochs: Annotated[int, Field(ge=1, le=10000)] | None = Field(
-        None, description="Passes over the data; epochs or maxSteps. Default 1 where neither is set."
+        None, description="Passes over the data; or maxSteps, or maxTokens. Default 1 where none is set."
     )
     max_steps: Annotated[int, Field(ge=1, le=100000000)] | None = Field(
         None, description="Optimizer steps; the data is repeated as often as needed."
+    )
+    max_tokens: Annotated[int, Field(ge=1, le=1000000000000000)] | None = Field(
+        None,
+        description="Ends with the first optimizer step after which so many tokens (of prompts too, without "
+        "padding) have been trained on; the data is repeated as often as needed.",
     )
     global_batch_size: Annotated[int, Field(ge=1, le=1048576)] = Field(
         16,
@@ -238,6 +268,9 @@ class Training(ApiModel):
     optimizer: Optimizer = Field(default_factory=Optimizer, description="Optimizer and its constants.")
     max_grad_norm: Annotated[float, Field(gt=0, le=1000000)] = Field(
         1.0, description="Gradients are scaled down to this global norm. Default 1."
+    )
+    early_stopping: EarlyStopping | None = Field(
+        None, description="Absent = train to the end. Needs an evaluation period."
     )
     precision: Literal["bf16", "fp16", "fp32"] | None = Field(
         None,
@@ -416,6 +449,11 @@ class Retain(ApiModel):
     last: Annotated[int, Field(ge=1, le=100)] = Field(
         3, description="The newest so many; the newest verified one is never removed. Default 3."
     )
+    best: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None,
+        description="Beside them those with the lowest evaluation loss: with 1 or more, each evaluation that is "
+        "the best so far is followed by a checkpoint. Default 1 where the best is exported, else 0.",
+    )
 
 
 class Checkpoint(ApiModel):
@@ -447,10 +485,21 @@ class FailurePolicy(ApiModel):
 
 
 class Evaluation(ApiModel):
-    """Evaluation loss and perplexity on spec.data.eval."""
+    """Evaluation loss and perplexity on spec.data.eval: every so often, and always at the end."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            at_most_one_of("spec.evaluation", "periodSteps", "periodSeconds", "periodEpochs")
+        )
+    )
     period_steps: Annotated[int, Field(ge=1, le=1000000)] | None = Field(
-        None, description="Every so many steps, and always at the end."
+        None, description="Every so many steps."
+    )
+    period_seconds: Annotated[int, Field(ge=1, le=604800)] | None = Field(
+        None, description="After so much time, at the next step."
+    )
+    period_epochs: Annotated[float, Field(gt=0, le=10000)] | None = Field(
+        None, description="Every so many passes over the data; 0.5 = twice in each."
     )
 
 
@@ -460,9 +509,31 @@ class Export(ApiModel):
     format: Literal["Merged", "Adapter", "Both"] = Field(
         "Merged", description="With LoRA: the merged model, the adapter alone, or both. Default Merged."
     )
+    checkpoint: Literal["Last", "Best"] | None = Field(
+        None,
+        description="Which state is exported: the last, or the one with the lowest evaluation loss. "
+        "Default Best with spec.training.earlyStopping, else Last.",
+    )
 
 
 # --------------------------------------------------------------------------- the object
+
+
+_EVALUATES = (
+    "has(self.evaluation) && (has(self.evaluation.periodSteps) || has(self.evaluation.periodSeconds) || "
+    "has(self.evaluation.periodEpochs))"
+)
+_STOPS_EARLY = "has(self.training) && has(self.training.earlyStopping)"
+_EXPORTS_BEST = (  # as Spec.exports_best
+    f"has(self.export) && has(self.export.checkpoint) ? self.export.checkpoint == 'Best' : ({_STOPS_EARLY})"
+)
+
+
+def _needs_evaluations(condition: str, field: str) -> tuple[str, str]:
+    return (
+        f"!({condition}) || ({_EVALUATES})",
+        f"{field} needs evaluations: set one of spec.evaluation.periodSteps, periodSeconds, periodEpochs",
+    )
 
 
 class Spec(ApiModel):
@@ -476,8 +547,24 @@ class Spec(ApiModel):
                 "spec.export.format Adapter and Both need spec.training.method: LoRA",
             ),
             (
-                "!has(self.evaluation) || !has(self.evaluation.periodSteps) || has(self.data.eval)",
-                "spec.evaluation.periodSteps needs held-out rows: set spec.data.eval",
+                f"!({_EVALUATES}) || has(self.data.eval)",
+                "spec.evaluation.periodSteps, periodSeconds and periodEpochs need held-out rows: set spec.data.eval",
+            ),
+            _needs_evaluations(_STOPS_EARLY, "spec.training.earlyStopping"),
+            _needs_evaluations(
+                "has(self.export) && has(self.export.checkpoint) && self.export.checkpoint == 'Best'",
+                "spec.export.checkpoint: Best",
+            ),
+            _needs_evaluations(
+                "has(self.checkpoint) && has(self.checkpoint.retain) && has(self.checkpoint.retain.best) && "
+                "self.checkpoint.retain.best > 0",
+                "spec.checkpoint.retain.best",
+            ),
+            (
+                "!has(self.checkpoint) || !has(self.checkpoint.retain) || !has(self.checkpoint.retain.best) || "
+                f"self.checkpoint.retain.best > 0 || !({_EXPORTS_BEST})",
+                "spec.checkpoint.retain.best: 0 keeps no best checkpoint to export: remove it, or set "
+                "spec.export.checkpoint: Last",
             ),
         )
     )
@@ -493,6 +580,13 @@ class Spec(ApiModel):
     failure_policy: FailurePolicy = Field(default_factory=FailurePolicy, description="Restarts.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="Measuring on held-out rows.")
     export: Export = Field(default_factory=Export, description="The result.")
+
+    @property
+    def exports_best(self) -> bool:
+        """Whether the state with the lowest evaluation loss is exported, and not the last."""
+        if self.export.checkpoint is None:
+            return self.training.early_stopping is not None
+        return self.export.checkpoint == "Best"
 
 
 def _unchanged_once_started(field: str) -> tuple[str, str]:

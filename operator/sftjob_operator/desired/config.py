@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sft_trainer import config
-from sftjob_operator.api.v1alpha1 import ChatTemplate, DataSource, LoRA, SFTJob
+from sftjob_operator.api.v1alpha1 import ChatTemplate, DataSource, EarlyStopping, LoRA, SFTJob
 from sftjob_operator.desired.children import digest
 from sftjob_operator.planning.intent import Intent, intent
 from sftjob_operator.planning.plan import Plan
@@ -70,10 +70,15 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
             period_steps=checkpoint.period_steps,
             period_seconds=period_seconds,
             keep_last=checkpoint.retain.last,
+            keep_best=int(spec.exports_best) if checkpoint.retain.best is None else checkpoint.retain.best,
             on_existing=checkpoint.on_existing,
         ),
-        evaluation=config.Evaluation(period_steps=spec.evaluation.period_steps),
-        export=config.Export(format=spec.export.format),
+        evaluation=config.Evaluation(
+            period_steps=spec.evaluation.period_steps,
+            period_seconds=spec.evaluation.period_seconds,
+            period_epochs=spec.evaluation.period_epochs,
+        ),
+        export=config.Export(format=spec.export.format, checkpoint="Best" if spec.exports_best else "Last"),
     )
 
 
@@ -90,8 +95,9 @@ def _training(job: SFTJob, chosen: Plan, wanted: Intent) -> config.Training:
     return config.Training(
         method=spec.method,
         lora=_lora(job) if spec.method == "LoRA" else None,
-        epochs=1 if spec.epochs is None and spec.max_steps is None else spec.epochs,
+        epochs=1 if (spec.epochs, spec.max_steps, spec.max_tokens) == (None, None, None) else spec.epochs,
         max_steps=spec.max_steps,
+        max_tokens=spec.max_tokens,
         global_batch_size=wanted.global_batch_size,
         micro_batch_size=chosen.micro_batch_size,
         gradient_accumulation_steps=chosen.gradient_accumulation_steps,
@@ -99,6 +105,7 @@ def _training(job: SFTJob, chosen: Plan, wanted: Intent) -> config.Training:
         scheduler=config.Scheduler(
             type=spec.scheduler.type,
             warmup_steps=spec.scheduler.warmup_steps,
+            decay_steps=spec.scheduler.decay_steps,
             min_learning_rate=spec.scheduler.min_learning_rate,
         ),
         optimizer=config.Optimizer(
@@ -108,9 +115,16 @@ def _training(job: SFTJob, chosen: Plan, wanted: Intent) -> config.Training:
             weight_decay=spec.optimizer.weight_decay,
         ),
         max_grad_norm=wanted.max_grad_norm,
+        early_stopping=_early_stopping(spec.early_stopping),
         precision=wanted.precision or "Auto",
         seed=spec.seed,
     )
+
+
+def _early_stopping(wanted: EarlyStopping | None) -> config.EarlyStopping | None:
+    if wanted is None:
+        return None
+    return config.EarlyStopping(metric=wanted.metric, patience=wanted.patience, min_delta=wanted.min_delta)
 
 
 def _lora(job: SFTJob) -> config.LoRA:

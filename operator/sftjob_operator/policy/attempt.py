@@ -112,6 +112,7 @@ def _complete(
     left = ResultStatus(
         export=sentence(result.export_directory, 1024),
         steps=result.steps,
+        exported_step=result.exported_step,
         loss=decimal(result.loss),
         eval_loss=decimal(result.eval_loss),
         perplexity=decimal(result.perplexity),
@@ -129,9 +130,14 @@ def _complete(
         }
     )
     status = status.model_copy(update={"result": left, "completion_time": finished, "progress": progress})
-    message = f"{result.steps} steps; the export in {left.export} was reloaded and checked"
+    planned = result.planned_steps or result.steps
+    early = result.steps < planned
+    length = f"stopped early at step {result.steps} of {planned}" if early else f"{result.steps} steps"
+    exported = left.exported_step if left.exported_step is not None else result.steps
+    which = f" of step {exported}" if exported != result.steps else ""
+    message = f"{length}; the export{which} in {left.export} was reloaded and checked"
     conditions = {
-        "Complete": Say("True", "Trained", message),
+        "Complete": Say("True", "StoppedEarly" if early else "Trained", message),
         "Failed": Say("False", "Trained", ""),
         "Running": Say("False", "Finished", message),
     }

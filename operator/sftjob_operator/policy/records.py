@@ -75,5 +75,6 @@ def _checkpoint(fact: CheckpointFact, now: datetime) -> CheckpointStatus:
         verified=True,
         size=mebibytes(fact.bytes),
         loss=decimal(fact.loss),
+        eval_loss=decimal(fact.eval_loss),
         time=timestamp(fact.time, now),
     )

@@ -42,6 +42,7 @@ class Store:
     folder: JobFolder
     fence: Fence
     keep_last: int
+    keep_best: int = 0
 
     def commit(
         self, engine: Engine, saved: TrainerState, world: World, expected_bytes: int
@@ -95,7 +96,7 @@ class Store:
         sync_directory(self.folder.checkpoints)
         pointer = {"name": final.name, "step": saved.step}
         write_atomically(self.folder.checkpoints / POINTER, json.dumps(pointer))
-        prune(self.folder.checkpoints, self.keep_last)
+        prune(self.folder.checkpoints, self.keep_last, self.keep_best)
         return fact(saved, listing.size)
 
 
@@ -107,6 +108,7 @@ def fact(saved: TrainerState, size: int) -> CheckpointFact:
         attempt=saved.attempt,
         bytes=size,
         loss=saved.loss,
+        eval_loss=saved.history.loss_at(saved.step),
         time=saved.time,
     )
 
@@ -121,7 +123,7 @@ def require_space(directory: Path, needed: int, what: str) -> None:
     if free < needed * _MARGIN:
         raise VolumeFull(
             f"{what} needs {_readable(needed)} and {_readable(free)} are free on the workspace volume; free "
-            "space, enlarge the claim in spec.workspace, or lower checkpoint.retain.last"
+            "space, enlarge the claim in spec.workspace, or lower checkpoint.retain"
         )
 
 
@@ -159,9 +161,21 @@ def steps(checkpoints: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def prune(checkpoints: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints (at least one) and what earlier runs left staged."""
-    _remove(checkpoints / f"step-{step}" for step in steps(checkpoints)[max(1, keep_last) :])
+def best_steps(checkpoints: Path) -> list[int]:
+    """Steps of the checkpoints that were evaluated as they were made, the lowest loss first."""
+    found = (state.read(checkpoints / f"step-{step}") for step in steps(checkpoints))
+    losses = {saved.step: saved.history.loss_at(saved.step) for saved in found if saved is not None}
+    ranked = sorted((loss, step) for step, loss in losses.items() if loss is not None)
+    return [step for _, step in ranked]
+
+
+def prune(checkpoints: Path, keep_last: int, keep_best: int = 0) -> None:
+    """Remove all checkpoints but the newest `keep_last` (at least one) and the `keep_best` with the lowest
+    evaluation loss, and what earlier runs left staged.
+    """
+    newest_first = steps(checkpoints)
+    kept = {*newest_first[: max(1, keep_last)], *(best_steps(checkpoints)[:keep_best] if keep_best else ())}
+    _remove(checkpoints / f"step-{step}" for step in newest_first if step not in kept)
     _remove(checkpoints.glob(f"{STAGING}*"))
 
 

@@ -55,6 +55,23 @@ def newest_whole(checkpoints: Path) -> Found | None:
     return None
 
 
+def best(checkpoints: Path, step: int) -> Found:
+    """The checkpoint of the best evaluation, which was after `step` steps.
+
+    Raises:
+        UserError: it is gone, or not whole.
+    """
+    directory = checkpoints / f"step-{step}"
+    wrong, saved = manifest.problem(directory), state.read(directory)
+    if wrong is not None or saved is None:
+        raise UserError(
+            "BestCheckpointLost",
+            f"the best checkpoint, {shown(directory)}, cannot be exported ({wrong or 'its state cannot be read'}): "
+            "restore it, or create the SFTJob anew with export.checkpoint: Last, which exports the last one",
+        )
+    return Found(directory, saved, size_of(directory))
+
+
 def no_whole_checkpoint(checkpoints: Path, broken: dict[Path, str]) -> UserError:
     """What is said where going on would mean starting over; `broken` from the newest on, with reasons."""
     newest, reason = next(iter(broken.items()))
@@ -149,7 +166,7 @@ def require_same_batches(saved: TrainerState, plan: Plan) -> None:
         raise UserError(
             "CheckpointBeyondEnd",
             f"step-{saved.step} lies beyond the end of this training, which has {plan.total_steps} steps: raise "
-            "training.maxSteps or training.epochs, or start under another metadata.name",
+            "training.epochs, maxSteps or maxTokens, or start under another metadata.name",
         )
 
 

@@ -15,6 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from sft_trainer.config import Report
+from sft_trainer.history import History
 from sft_trainer.precision import Precision
 
 STATE = "trainer_state.json"
@@ -42,6 +43,7 @@ class TrainerState(Report):
     packed: bool
     learning_rate: float
     loss: float | None
+    history: History = History()
     time: str  # RFC 3339
 
 

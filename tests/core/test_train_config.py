@@ -1,0 +1,70 @@
+"""What of a spec reaches train.json, field by field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sft_trainer.config import PrepareResult, TrainConfig
+from sftjob_operator.desired.config import train_config
+from sftjob_operator.planning.hardware import Hardware
+from sftjob_operator.planning.plan import Plan, plan
+from sftjob_operator.policy.accept import read_sftjob
+from worlds import FACTS, sftjob
+
+
+def rendered(**spec: Any) -> TrainConfig:
+    job, facts = read_sftjob(sftjob(**spec)), PrepareResult.model_validate(FACTS)
+    chosen = plan(job.spec, facts.model, Hardware())
+    assert isinstance(chosen, Plan)
+    return train_config(job, chosen, facts, 1)
+
+
+@pytest.mark.parametrize(
+    ("training", "length"),
+    [
+        ({}, (1, None, None)),
+        ({"epochs": 3}, (3, None, None)),
+        ({"maxSteps": 40}, (None, 40, None)),
+        ({"maxTokens": 10**9}, (None, None, 10**9)),
+    ],
+)
+def test_the_length_of_a_training_is_given_in_one_way(training, length):
+    found = rendered(training=training).training
+    assert (found.epochs, found.max_steps, found.max_tokens) == length
+
+
+def test_a_schedule_arrives_whole():
+    wanted = {"type": "WSD", "warmupSteps": 5, "decaySteps": 30, "minLearningRate": 1e-6}
+    found = rendered(training={"scheduler": wanted}).training.scheduler
+    assert found.model_dump(by_alias=True) == wanted
+
+
+@pytest.mark.parametrize(
+    ("spec", "export", "keep_best"),
+    [
+        ({}, "Last", 0),
+        ({"training": {"earlyStopping": {}}}, "Best", 1),
+        ({"training": {"earlyStopping": {}}, "export": {"checkpoint": "Last"}}, "Last", 0),
+        ({"export": {"checkpoint": "Best"}}, "Best", 1),
+        ({"export": {"checkpoint": "Best"}, "checkpoint": {"retain": {"best": 3}}}, "Best", 3),
+        ({"checkpoint": {"retain": {"best": 2}}}, "Last", 2),
+    ],
+)
+def test_early_stopping_exports_the_best_and_what_is_exported_is_kept(spec, export, keep_best):
+    found = rendered(**spec)
+    assert (found.export.checkpoint, found.checkpoint.keep_best) == (export, keep_best)
+
+
+def test_patience_arrives_with_its_defaults():
+    assert rendered().training.early_stopping is None
+    found = rendered(training={"earlyStopping": {"minDelta": 0.01}}).training.early_stopping
+    assert found is not None
+    assert found.model_dump(by_alias=True) == {"metric": "eval_loss", "patience": 3, "minDelta": 0.01}
+
+
+@pytest.mark.parametrize("period", [{"periodSteps": 5}, {"periodSeconds": 60}, {"periodEpochs": 0.5}])
+def test_an_evaluation_period_arrives_in_its_unit(period):
+    found = rendered(evaluation=period).evaluation
+    assert found.model_dump(by_alias=True, exclude_none=True) == period
