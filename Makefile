@@ -5,7 +5,7 @@ export SFTJOB_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sftjob
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast soak lint format typecheck generate verify lock cluster cluster-demo cluster-down bench clean
+.PHONY: help install demo test test-fast soak lint format typecheck generate verify lock cluster cluster-demo cluster-down bench bench-prepare clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | column -t -s '|'
@@ -58,6 +58,9 @@ cluster-down: ## end that Kubernetes
 
 bench: install ## figures of docs/benchmarks.md
 	@$(PYTHON) -m bench
+
+bench-prepare: install ## preparation against the bare tokenizer
+	@TOKENIZERS_PARALLELISM=true $(PYTHON) -m bench.prepare
 
 clean: ## what the targets made in this folder (the download cache stays)
 	@rm -rf .venv .sftjob build dist .mypy_cache .ruff_cache .pytest_cache

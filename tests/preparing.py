@@ -47,6 +47,11 @@ class Room:
 
     def run(self, model: dict[str, Any] | None = None, **data: Any) -> Outcome:
         """Prepare with `data` laid over sensible settings; asserts that exit code and message agree."""
+        self.settings(model, **data)
+        return self.main()
+
+    def settings(self, model: dict[str, Any] | None = None, **data: Any) -> None:
+        """Write prepare.json."""
         settings = {
             "train": [{"name": "0", "path": "datasets/chats.jsonl"}],
             "maxLength": 128,
@@ -60,7 +65,6 @@ class Room:
         source = model or {"path": "models/tiny"}
         document = {"schemaVersion": 1, "job": job, "model": source, "data": settings, "seed": 1}
         (self.config / "prepare.json").write_text(json.dumps(document))
-        return self.main()
 
     def main(self) -> Outcome:
         """Run the entry point on what prepare.json says."""

@@ -7,7 +7,7 @@ import pytest
 import chat_templates as T
 from sft_trainer.data.ending import ending
 from sft_trainer.data.formats import Conversation, Message, RowError
-from sft_trainer.data.masking import Supervision, supervise
+from sft_trainer.data.supervision import Supervision, supervise
 from sft_trainer.data.tokenizer import CHATML
 
 TALK = Conversation(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_trainer.data.packing import fill_percent, pack
+from sft_trainer.data.packing import count, fill_percent, pack
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=200)
 
@@ -24,6 +24,11 @@ def test_every_row_is_in_exactly_one_pack_and_every_pack_fits(
 @given(LENGTHS, st.integers(0, 99), st.integers(0, 99))
 def test_the_number_of_packs_is_the_same_in_every_epoch(lengths: list[int], one: int, other: int) -> None:
     assert len(pack(lengths, 64, one, 0)) == len(pack(lengths, 64, other, 5))
+
+
+@given(LENGTHS)
+def test_packs_are_counted_without_making_them(lengths: list[int]) -> None:
+    assert count(lengths, 64) == len(pack(lengths, 64, 0, 0))
 
 
 @given(LENGTHS)

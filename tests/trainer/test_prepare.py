@@ -279,6 +279,34 @@ def test_wrong_rows_end_with_a_sentence(
     assert not list(room.workspace.glob(".sftjob/cache/data/*"))
 
 
+def test_of_two_wrong_rows_the_first_in_the_file_is_named(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT, chat("hi", "x" * 200), "{")
+    refused(room.run(onTooLong="Fail"), "RowTooLong", "train[0] datasets/chats.jsonl line 2: 223 tokens")
+    room.write("datasets/chats.jsonl", CHAT, "{", chat("hi", "x" * 200))
+    refused(room.run(onTooLong="Fail"), "InvalidRow", "train[0] datasets/chats.jsonl line 2: not valid JSON")
+
+
+def test_memory_does_not_grow_with_the_rows(room: Room) -> None:
+    """Tokens cost the tokenizer some hundred bytes each while they are made: six million do not fit in this."""
+
+    def peak(rows: int) -> int:
+        room.write("datasets/chats.jsonl", *[chat(f"{i}", "words " * 2000) for i in range(rows)])
+        room.settings(maxLength=4096, eval={"splitPercent": 5})
+        script = (
+            "import resource; from sft_trainer import prepare; prepare.main(); "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        paths = os.pathsep.join(path for path in sys.path if path)
+        environment = {**os.environ, "PYTHONPATH": paths}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, check=True
+        )
+        return int(done.stdout) * 1024
+
+    few, many = peak(100), peak(500)
+    assert many - few < 80 * 2**20
+
+
 HOSTILE = {
     "half-a-character": (chat("hi \ud83d", "a"), "a lone surrogate"),
     "endless-number": ('{"messages": 1' + "0" * 5000 + "}", "more digits than can be read"),

@@ -12,7 +12,7 @@ import pytest
 import assets
 from preparing import Room
 from sft_trainer.data import formats
-from sft_trainer.data.masking import supervise
+from sft_trainer.data.supervision import supervise
 from sft_trainer.data.tokenise import tokenise
 from sft_trainer.data.tokenizer import Tokenizer, chat_template
 
@@ -95,7 +95,7 @@ def test_rendering_and_tokens_are_those_of_transformers(room: Room) -> None:
         ours = tokenise(
             [supervise(formats.conversation(row, "Messages", {}), template, "Assistant")], tokenizer
         )[0]
-        assert ours.ids == theirs.apply_chat_template(messages, return_dict=False)
+        assert ours.ids.tolist() == theirs.apply_chat_template(messages, return_dict=False)
 
 
 def test_a_gguf_file_is_converted_once_and_its_facts_are_right(

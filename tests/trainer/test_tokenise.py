@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer as Fast
 from tokenizers import models, pre_tokenizers
 
 import tiny
-from sft_trainer.data.masking import Supervision
+from sft_trainer.data.supervision import Supervision
 from sft_trainer.data.template import Span
 from sft_trainer.data.tokenise import Tokens, tokenise
 from sft_trainer.data.tokenizer import Tokenizer
@@ -58,9 +59,10 @@ def test_the_first_token_of_a_row_is_never_supervised(bytewise: Tokenizer) -> No
 
 
 def test_cutting_keeps_spans_within_the_row() -> None:
-    row = Tokens(list(range(10)), ((1, 3), (5, 9)))
+    row = Tokens(np.arange(10, dtype=np.int32), ((1, 3), (5, 9)))
     assert row.supervised == 6
-    assert row.cut(7) == Tokens(list(range(7)), ((1, 3), (5, 7)))
+    assert row.cut(7).ids.tolist() == list(range(7))
+    assert row.cut(7).spans == ((1, 3), (5, 7))
     assert row.cut(5).spans == ((1, 3),)
     assert row.cut(0).supervised == 0
 

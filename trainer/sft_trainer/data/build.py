@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -56,9 +57,9 @@ def _identity(recipe: Recipe, opened: Sequence[Opened]) -> Iterator[bytes]:
     yield repr(sorted(recipe.tokenizer.special_tokens.items())).encode()
 
 
-def _facts(data: DataConfig, counts: Counts, lengths: list[int], digest: str, path: str) -> DataFacts:
+def _facts(data: DataConfig, counts: Counts, lengths: array[int], digest: str, path: str) -> DataFacts:
     if data.packing == "BestFit":
-        packs, width = len(packing.pack(lengths, data.max_length, seed=0, epoch=0)), data.max_length
+        packs, width = packing.count(lengths, data.max_length), data.max_length
     else:
         packs, width = len(lengths), max(lengths)
     return DataFacts(

@@ -32,7 +32,8 @@ FORMAT_VERSION = 2  # part of the hash: raise it whenever the same input would g
 SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("spans", pa.list_(pa.int32()))])
 SPLITS = ("train", "eval")
 _FACTS = "facts.json"
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 4096
+_BATCH_TOKENS = 2**20
 _ABANDONED_SECONDS = 24 * 3600
 
 
@@ -81,11 +82,13 @@ class Writer:
             split: pa.ipc.new_file(str(directory / f"{split}.arrow"), SCHEMA) for split in SPLITS
         }
         self._pending: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
+        self._tokens = dict.fromkeys(SPLITS, 0)
 
     def add(self, split: str, row: Tokens) -> None:
         """Append one row to `split`."""
         self._pending[split].append(row)
-        if len(self._pending[split]) >= _BATCH_ROWS:
+        self._tokens[split] += len(row.ids)
+        if len(self._pending[split]) >= _BATCH_ROWS or self._tokens[split] >= _BATCH_TOKENS:
             self._flush(split)
 
     def close(self) -> None:
@@ -95,10 +98,10 @@ class Writer:
             self._writers[split].close()
 
     def _flush(self, split: str) -> None:
-        rows, self._pending[split] = self._pending[split], []
+        rows, self._pending[split], self._tokens[split] = self._pending[split], [], 0
         if rows:
-            ids = pa.array([row.ids for row in rows], SCHEMA.field("input_ids").type)
-            spans = pa.array([sum(row.spans, ()) for row in rows], SCHEMA.field("spans").type)
+            ids = _lists([row.ids for row in rows])
+            spans = _lists([np.array(row.spans, np.int32).reshape(-1) for row in rows])
             self._writers[split].write_batch(pa.record_batch([ids, spans], schema=SCHEMA))
 
 
@@ -209,6 +212,12 @@ def _remove_abandoned(parent: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
         except FileNotFoundError:
             continue
+
+
+def _lists(values: Sequence[npt.NDArray[Any]]) -> pa.ListArray:
+    """A list column of which every row is one of `values`."""
+    offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, np.concatenate(values))
 
 
 def _flat(batch: pa.RecordBatch, name: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

@@ -7,21 +7,23 @@ reported with its place, or counted if the job says `onInvalidRow: Skip`.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import time
+from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sft_trainer.config import DataConfig
 from sft_trainer.data import cache, formats
+from sft_trainer.data.ahead import ahead
 from sft_trainer.data.formats import Conversation, FormatError, RowError
-from sft_trainer.data.masking import Supervision, supervise
-from sft_trainer.data.sources import Opened, SourceRow
+from sft_trainer.data.sources import Opened, Place, SourceRow
+from sft_trainer.data.supervision import Supervision, supervise
 from sft_trainer.data.template import ChatTemplate
 from sft_trainer.data.tokenise import Tokens, tokenise
 from sft_trainer.data.tokenizer import Tokenizer
@@ -29,7 +31,8 @@ from sft_trainer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_BATCH_ROWS = 256
+_BATCH_ROWS = 1024  # tokenised together
+_BATCH_CHARACTERS = 2**20  # of whose tokens the tokenizer's own records take some 100 MB
 _LOG_SECONDS = 5.0
 _LOGGED_SKIPS = 10
 _HASH_RANGE = 2**64
@@ -43,6 +46,14 @@ class Recipe:
     tokenizer: Tokenizer
     template: ChatTemplate
     vocabulary_size: int
+
+
+class Rendered(NamedTuple):
+    """A row that can be trained on, before it is tokenised."""
+
+    place: Place
+    supervision: Supervision
+    hash: int  # of its words, below 2**64; 0 where nothing is decided by it
 
 
 @dataclass
@@ -70,11 +81,12 @@ class Ingest:
         self._directory = directory
         self._writer = cache.Writer(directory)
         self._counts = Counts()
-        self._lengths: list[int] = []
+        self._lengths = array("i")
         self._likeliest_eval = (_HASH_RANGE, -1)  # smallest hash among the training rows, its index
         self._logged = time.monotonic()
+        self._split_percent = recipe.data.eval.split_percent if recipe.data.eval else None
 
-    def run(self, opened: Sequence[Opened]) -> tuple[Counts, list[int]]:
+    def run(self, opened: Sequence[Opened]) -> tuple[Counts, array[int]]:
         """What happened, and the length of every training row. UserError if nothing is left to train on."""
         total = _total_rows(opened)
         for one in opened:
@@ -86,18 +98,19 @@ class Ingest:
 
     def _source(self, one: Opened, total: int | None) -> None:
         before = self._counts.read
-        rows = self._valid(one)
-        while batch := list(itertools.islice(rows, _BATCH_ROWS)):
-            tokens = tokenise([supervision for _, _, supervision in batch], self._recipe.tokenizer)
-            for (row, conversation, _), one_row in zip(batch, tokens, strict=True):
-                self._keep(one, row, conversation, one_row)
-            self._log(total)
+        with closing(ahead(_batches(self._valid(one)))) as batches:
+            for batch in batches:
+                tokens = tokenise([row.supervision for row in batch], self._recipe.tokenizer)
+                self._check_vocabulary(batch, tokens)
+                for row, one_row in zip(batch, tokens, strict=True):
+                    self._keep(one, row, one_row)
+                self._log(total)
         if self._counts.read == before:
             where = f"{one.field}: {one.source.path}" if one.source.path else f"{one.field}.inline"
             raise UserError("EmptyData", f"{where} holds no rows; add rows or remove the source")
 
-    def _valid(self, one: Opened) -> Iterator[tuple[SourceRow, Conversation, Supervision]]:
-        """Rows that can be trained on; others end the preparation, or are counted."""
+    def _valid(self, one: Opened) -> Iterator[Rendered]:
+        """Rows that can be trained on; others end the preparation, or are counted. Runs beside `_keep`."""
         format_name: str = "" if one.source.format == "Auto" else one.source.format
         for row in one.rows():
             self._counts.read += 1
@@ -111,7 +124,7 @@ class Ingest:
             except RowError as exc:
                 self._invalid(row, exc)
                 continue
-            yield row, conversation, supervision
+            yield Rendered(row.place, supervision, self._hash(conversation))
         self._counts.by_source[one.label] = {"name": one.source.name, "format": format_name}
 
     def _conversation(self, one: Opened, row: SourceRow, format_name: str) -> Conversation:
@@ -130,9 +143,8 @@ class Ingest:
         if self._counts.skipped <= _LOGGED_SKIPS:
             logger.warning("skipped %s: %s", row.place, error)
 
-    def _keep(self, one: Opened, row: SourceRow, conversation: Conversation, tokens: Tokens) -> None:
+    def _keep(self, one: Opened, row: Rendered, tokens: Tokens) -> None:
         counts, data = self._counts, self._recipe.data
-        self._check_vocabulary(row, tokens)
         counts.longest = max(counts.longest, len(tokens.ids))
         kept = tokens
         if len(tokens.ids) > data.max_length:
@@ -147,7 +159,7 @@ class Ingest:
             counts.dropped += 1
             return
         counts.truncated += kept is not tokens
-        if one.label.startswith("eval") or self._is_held_out(conversation):
+        if one.label.startswith("eval") or self._is_held_out(row.hash):
             counts.eval_rows += 1
             self._writer.add("eval", kept)
             return
@@ -156,25 +168,26 @@ class Ingest:
         counts.tokens += len(kept.ids)
         counts.supervised += kept.supervised
 
-    def _is_held_out(self, conversation: Conversation) -> bool:
-        """By the hash of the row alone: rows stay on their side when others are added, and so do doubles."""
-        percent = self._recipe.data.eval.split_percent if self._recipe.data.eval else None
-        if percent is None:
-            return False
+    def _hash(self, conversation: Conversation) -> int:
+        if self._split_percent is None:
+            return 0
         words = [(message.role, message.content) for message in conversation.messages]
-        value = int.from_bytes(
-            hashlib.sha256(repr(words).encode("utf-8", "surrogatepass")).digest()[:8], "big"
-        )
-        if value * 100 < percent * _HASH_RANGE:
+        digest = hashlib.sha256(repr(words).encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big")
+
+    def _is_held_out(self, value: int) -> bool:
+        """By the hash of the row alone: rows stay on their side when others are added, and so do doubles."""
+        if self._split_percent is None:
+            return False
+        if value * 100 < self._split_percent * _HASH_RANGE:
             return True
         self._likeliest_eval = min(self._likeliest_eval, (value, len(self._lengths)))
         return False
 
     def _ensure_eval_row(self) -> None:
         """Of a few rows a small percentage may be none: then the likeliest one is held out."""
-        wanted = self._recipe.data.eval is not None and self._recipe.data.eval.split_percent is not None
         index = self._likeliest_eval[1]
-        if not wanted or self._counts.eval_rows or len(self._lengths) < 2:
+        if self._split_percent is None or self._counts.eval_rows or len(self._lengths) < 2:
             return
         cache.move_to_eval(self._directory, index)
         tokens, mask = cache.Split(self._directory / "eval.arrow").row(0)
@@ -202,19 +215,41 @@ class Ingest:
             f"data.lossOn {data.loss_on}); raise data.maxLength or check which answers carry loss",
         )
 
-    def _check_vocabulary(self, row: SourceRow, tokens: Tokens) -> None:
-        if tokens.ids and max(tokens.ids) >= self._recipe.vocabulary_size:
-            raise UserError(
-                "TokenizerMismatch",
-                f"{row.place}: token {max(tokens.ids)} is outside the model's vocabulary of "
-                f"{self._recipe.vocabulary_size}; the tokenizer in the folder belongs to another model",
-            )
+    def _check_vocabulary(self, batch: Sequence[Rendered], tokens: Sequence[Tokens]) -> None:
+        size = self._recipe.vocabulary_size
+        if not batch or np.concatenate([one.ids for one in tokens]).max(initial=0) < size:
+            return
+        row, largest = next(
+            (r, t.ids.max()) for r, t in zip(batch, tokens, strict=True) if max(t.ids) >= size
+        )
+        raise UserError(
+            "TokenizerMismatch",
+            f"{row.place}: token {largest} is outside the model's vocabulary of "
+            f"{size}; the tokenizer in the folder belongs to another model",
+        )
 
     def _log(self, total: int | None) -> None:
         if time.monotonic() - self._logged >= _LOG_SECONDS:
             self._logged = time.monotonic()
             of = f" of {total:,}" if total is not None else ""
             logger.info("tokenised %s%s rows", f"{self._counts.read:,}", of)
+
+
+def _batches(rows: Iterator[Rendered]) -> Iterator[list[Rendered]]:
+    """Rows in batches. An error comes behind the rows before it, so that the first in the file is told."""
+    batch: list[Rendered] = []
+    characters = 0
+    try:
+        for row in rows:
+            batch.append(row)
+            characters += len(row.supervision.text)
+            if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+                yield batch
+                batch, characters = [], 0
+    except UserError:
+        yield batch
+        raise
+    yield batch
 
 
 def _detected(one: Opened, row: SourceRow) -> str:

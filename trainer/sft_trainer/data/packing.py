@@ -64,6 +64,45 @@ def _best_fit(
     return packs
 
 
+def count(lengths: Lengths, max_length: int) -> int:
+    """The number of sequences that `pack` makes, without making them: by how many rows there are of each length.
+
+    The rows of one length that the fullest gap has room for go into it one after another, for what they
+    leave is fuller still.
+    """
+    gaps: list[int] = []
+    open_packs: dict[int, int] = {}
+    packs = 0
+
+    def leave(gap: int, number: int) -> None:
+        if gap > 0 and number > 0:
+            if gap not in open_packs:
+                insort(gaps, gap)
+            open_packs[gap] = open_packs.get(gap, 0) + number
+
+    sizes, numbers = np.unique(np.asarray(lengths, dtype=np.int64), return_counts=True)
+    for size, number in zip(sizes[::-1].tolist(), numbers[::-1].tolist(), strict=True):
+        while number > 0:
+            position = bisect_left(gaps, size)
+            if position < len(gaps):
+                gap = gaps[position]
+                room, available = gap // size, open_packs[gap]
+            else:
+                gap, room = max_length, max_length // size
+                available = -(-number // room)
+                packs += available
+            filled = min(number // room, available)
+            rest = min(number - filled * room, room - 1) if filled < available else 0
+            if position < len(gaps):
+                open_packs[gap] -= filled + (rest > 0)
+                if not open_packs[gap]:
+                    del open_packs[gaps.pop(position)]
+            leave(gap - room * size, filled)
+            leave(gap - rest * size, int(rest > 0))
+            number -= filled * room + rest
+    return packs
+
+
 def fill_percent(lengths: Lengths, packs: int, max_length: int) -> int:
     """Share of `packs` sequences of `max_length` tokens that is not padding, rounded down."""
     return int(100 * int(np.sum(lengths)) // max(1, packs * max_length))

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sft_trainer import layout
 from sft_trainer.config import DataSource
@@ -23,8 +23,7 @@ SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".parquet": 
 _PARQUET_BATCH = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a row stands, for messages: `train[0] support.jsonl line 17`."""
 
     source: str  # train[0]
@@ -36,8 +35,7 @@ class Place:
         return f"{self.source} {self.file} {self.unit} {self.number}"
 
 
-@dataclass(frozen=True, slots=True)
-class SourceRow:
+class SourceRow(NamedTuple):
     """One row as it stands in the file: `value`, or the `error` that kept it from being read."""
 
     place: Place

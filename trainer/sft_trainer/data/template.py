@@ -82,13 +82,18 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self.tokens = frozenset({*self._special_tokens.values(), *added_tokens} - {""})
         try:
-            self._template = _environment().from_string(source)
+            self._environment = _environment()
+            self._template = self._environment.from_string(source)
         except jinja2.TemplateSyntaxError as exc:
             raise TemplateError(f"line {exc.lineno}: {exc.message}") from exc
 
     def uses(self, name: str) -> bool:
         """Whether the template's source speaks of `name` at all."""
         return name in self.source
+
+    def syntax(self) -> jinja2.nodes.Template:
+        """The template's syntax tree."""
+        return self._environment.parse(self.source)
 
     def render(
         self,

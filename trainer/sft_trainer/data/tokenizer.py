@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,6 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _OTHER_KINDS = ("tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model", "tekken.json")
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Tokens of one text and the characters each covers, `starts` to `ends` (exclusive); of equal length."""
-
-    ids: list[int]
-    starts: list[int]
-    ends: list[int]
 
 
 class Tokenizer:
@@ -57,10 +47,9 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self.special_tokens = _special_tokens(directory)
 
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+    def encode(self, texts: list[str]) -> list[tokenizers.Encoding]:
         """Tokens of rendered texts: nothing is added, the template has already named every special token."""
-        batch = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [_encoded(one.ids, one.offsets) for one in batch]
+        return self._tokenizer.encode_batch(texts, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens included."""
@@ -129,10 +118,6 @@ def _own_template(directory: Path) -> str | None:
         if isinstance(found, str) and found:
             return found
     return None
-
-
-def _encoded(ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
-    return Encoded(ids, [start for start, _ in offsets], [end for _, end in offsets])
 
 
 def _file(path: str, workspace: Path) -> str:

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from sft_trainer.data import completeness
 from sft_trainer.data.ending import ending
 from sft_trainer.data.formats import Conversation, Message, RowError
 from sft_trainer.data.template import ChatTemplate, Span, TemplateError
@@ -26,39 +25,11 @@ from sft_trainer.data.template import ChatTemplate, Span, TemplateError
 _MARKER = "xq{}zSFTJOBANSWERz{}qx"
 
 
-class Supervision:
-    """The rendered text of a conversation and the spans which carry loss, in order."""
-
-    def __init__(self, text: str, spans: Sequence[Span]) -> None:
-        self.text = text
-        self.spans = tuple(spans)
-
-
-def supervise(conversation: Conversation, template: ChatTemplate, loss_on: str) -> Supervision:
-    """Render `conversation` and locate what `loss_on` (Assistant, LastAssistant, AllTokens) supervises.
-
-    Turns after the last answer carry no loss and are left out, except with AllTokens.
-    RowError (NoAssistantTurn, InvalidRow) if the row cannot be trained on.
-    """
-    if loss_on == "AllTokens":
-        text = _render(template, conversation.messages, conversation)
-        return Supervision(text, [Span(0, len(text))])
-    answers = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
-    if not answers:
-        raise RowError("no assistant turn, so there is nothing to learn from", "NoAssistantTurn")
-    messages = conversation.messages[: answers[-1] + 1]
-    text = _render(template, messages, conversation)
-    spans = locate(text, messages, conversation, template)
-    wanted = answers[-1:] if loss_on == "LastAssistant" else answers
-    trained = zip(answers, spans, strict=True)
-    return Supervision(text, [span for i, span in trained if i in wanted and messages[i].train])
-
-
 def locate(
     text: str, messages: Sequence[Message], conversation: Conversation, template: ChatTemplate
 ) -> list[Span]:
     """One span for each assistant message of `messages` in `text`, their rendering."""
-    for way in (_by_tags, _by_prefixes, _by_markers):
+    for way in (_by_tags, by_prefixes, _by_markers):
         spans = way(text, messages, conversation, template)
         if spans is not None and _plausible(text, spans, messages):
             return _without_the_conversations_end(text, spans, template)
@@ -83,18 +54,19 @@ def _by_tags(
     return _with_end_of_turn(text, rendering.generated, template)
 
 
-def _by_prefixes(
+def by_prefixes(
     text: str, messages: Sequence[Message], conversation: Conversation, template: ChatTemplate
 ) -> list[Span] | None:
+    """Spans from where the generation prompt ends to where the turn ends; None if that differs in the whole."""
     spans: list[Span] = []
     for index, message in enumerate(messages):
         if message.role != "assistant":
             continue
         try:
-            before = _text(template, messages[:index], conversation, add_generation_prompt=True)
+            before = rendered(template, messages[:index], conversation, add_generation_prompt=True)
             after = text
             if index + 1 < len(messages):
-                after = _text(template, messages[: index + 1], conversation)
+                after = rendered(template, messages[: index + 1], conversation)
         except TemplateError:
             return None
         if not (text.startswith(after) and after.startswith(before)):
@@ -116,7 +88,7 @@ def _by_markers(
             message = Message("assistant", thoughts[-1] + markers[-1], message.train, message.extra)
         marked.append(message)
     try:
-        pieces = _pieces(_text(template, marked, conversation), markers)
+        pieces = _pieces(rendered(template, marked, conversation), markers)
     except TemplateError:
         return None
     spans = _between(pieces, text)
@@ -200,20 +172,8 @@ def _shares(words: str, answer: str) -> bool:
     return answer.strip() in words or (bool(kept) and kept in words)
 
 
-def _render(template: ChatTemplate, messages: Sequence[Message], conversation: Conversation) -> str:
-    try:
-        text = _text(template, messages, conversation)
-        text.encode()
-    except TemplateError as exc:
-        raise RowError(f"the chat template refuses the conversation: {exc}") from exc
-    except UnicodeEncodeError as exc:
-        around = ascii(text[max(0, exc.start - 20) : exc.end])
-        raise RowError(f"half of a character (a lone surrogate) stands at the end of {around}") from exc
-    completeness.check(text, messages, conversation, template)
-    return text
-
-
-def _text(
+def rendered(
     template: ChatTemplate, messages: Sequence[Message], conversation: Conversation, **more: Any
 ) -> str:
+    """The text of `messages`, with the tools of `conversation`."""
     return template.render([m.for_template() for m in messages], conversation.tools, **more).text
