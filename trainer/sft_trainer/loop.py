@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +19,7 @@ from sft_trainer import engine as engines
 from sft_trainer.batches import Plan
 from sft_trainer.checkpoint.commit import Store, steps
 from sft_trainer.checkpoint.state import TrainerState
-from sft_trainer.collate import Rows, collate
+from sft_trainer.collate import Batch, Rows
 from sft_trainer.config import TrainConfig
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
@@ -30,6 +31,8 @@ from sft_trainer.precision import Precision
 from sft_trainer.reporting import Reporter, StepFacts
 from sft_trainer.schedule import learning_rate
 from sft_trainer.stopping import StopSignal
+
+Batches = Callable[[int], list[Batch]]  # this rank's micro-batches of a step; Prefetch.take
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Parts:
     checkpoint_bytes: int  # expected size, for the space check
 
 
-def train(parts: Parts, start: int, loss: float | None) -> float | None:
+def train(parts: Parts, start: int, loss: float | None, batches: Batches) -> float | None:
     """Run steps `start` to the end, checkpoint the last one; the loss of the last step.
 
     `loss` is that of step `start`, when it was resumed from a checkpoint.
@@ -65,7 +68,7 @@ def train(parts: Parts, start: int, loss: float | None) -> float | None:
         rate = learning_rate(
             step, total, parts.config.training.learning_rate, parts.config.training.scheduler
         )
-        own = optimizer_step(parts, step, rate)
+        own = optimizer_step(parts, step, rate, batches)
         due = world.is_first and period is not None and time.monotonic() - saved_at >= period
         loss_sum, supervised, tokens, stop, save = world.sum(
             [own.loss_sum, own.supervised, own.tokens, parts.stop.requested, due]
@@ -113,22 +116,19 @@ class OwnStep:
     phases: dict[str, float] = field(default_factory=dict)
 
 
-def optimizer_step(parts: Parts, step: int, rate: float) -> OwnStep:
+def optimizer_step(parts: Parts, step: int, rate: float, batches: Batches) -> OwnStep:
     """Forward and backward over this rank's micro-batches of `step`, then clip and update at rate `rate`."""
     engine, world, own = parts.engine, parts.world, OwnStep()
     clock = start = time.perf_counter()
-    batches = [
-        collate(micro, parts.rows, world.device, packed=parts.plan.packed)
-        for micro in parts.plan.micro_batches(step, world.rank)
-    ]
-    own.supervised = sum(batch.supervised for batch in batches)
+    mine = batches(step)
+    clock = _lap(own.phases, "data_wait", clock)
+    own.supervised = sum(batch.supervised for batch in mine)
     (everywhere,) = world.sum([own.supervised])
     # DeepSpeed averages gradients over ranks: times their number, it is the sum again.
     scale = world.size / max(1.0, everywhere)
-    clock = _lap(own.phases, "data_wait", clock)
     losses = torch.zeros((), dtype=torch.float64, device=world.device)
-    for index, batch in enumerate(batches):
-        engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
+    for index, batch in enumerate(mine):
+        engine.set_gradient_accumulation_boundary(index == len(mine) - 1)
         loss = supervised_loss(engine, batch, scale)
         clock = _lap(own.phases, "forward", clock)
         engine.backward(loss, scale_wrt_gas=False)
