@@ -18,6 +18,7 @@ from sft_trainer.config import TrainConfig
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.distributed import World
 from sft_trainer.precision import Precision
+from sft_trainer.prefetch import Prefetch
 
 
 def two_steps(world: World, volume: str, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -37,7 +38,8 @@ def two_steps(world: World, volume: str, cells: list[dict[str, Any]]) -> list[di
         norms, losses, empty = [], [], False
         for step in STEPS:
             empty |= _has_empty_batch(parts, step)
-            own = loop.optimizer_step(parts, step, 1e-3)
+            with Prefetch(parts.rows, parts.plan, world, step) as ahead:
+                own = loop.optimizer_step(parts, ahead.take(step), 1e-3)
             total, count = world.sum([own.loss_sum, own.supervised])
             norms.append(own.norm)
             losses.append(total / count)

@@ -33,6 +33,7 @@ from sft_trainer.history import History
 from sft_trainer.layout import JobFolder, within, workspace
 from sft_trainer.metrics import Metrics
 from sft_trainer.outcome import now
+from sft_trainer.prefetch import Prefetch
 from sft_trainer.progress import ProgressFile
 from sft_trainer.reporting import Journal, Reporter
 from sft_trainer.run_folder import RunFolder
@@ -53,7 +54,9 @@ def run(config: TrainConfig, journal: Journal) -> TrainResult:
     journal.checkpoints = resume.facts(folder.checkpoints)[-10:]
     parts = build(config, volume, folder, world, mine, found, stop, journal)
     stop.defer(True)
-    ended = loop.train(parts, *((found.state.step, found.state.loss) if found else (0, None)))
+    start, loss = (found.state.step, found.state.loss) if found else (0, None)
+    with Prefetch(parts.rows, parts.plan, world, start) as ahead:
+        ended = loop.train(parts, start, loss, ahead.take)
     stop.defer(False)
     result = finish(parts, volume, ended)
     torch.distributed.destroy_process_group()  # not after a failure: it would wait for ranks that are gone

@@ -7,8 +7,9 @@ their end-of-turn token as padding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +53,19 @@ class Batch:
         if self.attention_mask is not None:
             inputs["attention_mask"] = self.attention_mask
         return inputs
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on `device`, copied while the device goes on computing where the memory is pinned."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The same in memory from which a GPU can copy by itself."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        changed: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, torch.Tensor)}
+        return replace(self, **changed)
 
 
 def collate(batch: MicroBatch, rows: Rows, device: torch.device, *, packed: bool) -> Batch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from sft_trainer import engine as engines
 from sft_trainer.batches import Plan
 from sft_trainer.checkpoint.commit import Store, steps
 from sft_trainer.checkpoint.state import TrainerState
-from sft_trainer.collate import Rows, collate
+from sft_trainer.collate import Batch, Rows
 from sft_trainer.config import TrainConfig
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
@@ -32,6 +33,8 @@ from sft_trainer.precision import Precision
 from sft_trainer.reporting import Reporter, StepFacts
 from sft_trainer.schedule import learning_rate
 from sft_trainer.stopping import StopSignal
+
+Batches = Callable[[int], list[Batch]]  # this rank's micro-batches of a step; Prefetch.take
 
 
 @dataclass
@@ -59,10 +62,11 @@ class Ended(NamedTuple):
     loss: float | None
 
 
-def train(parts: Parts, start: int, loss: float | None) -> Ended:
+def train(parts: Parts, start: int, loss: float | None, batches: Batches) -> Ended:
     """Run steps `start` to the end, or until patience is at an end; the last step has a checkpoint.
 
-    `loss` is that of step `start`, when it was resumed from a checkpoint.
+    `loss` is that of step `start`, when it was resumed from a checkpoint; `batches` gives this rank's
+    micro-batches of each step.
 
     Raises:
         Interrupted: somebody asked the group to stop; a checkpoint of the last step is committed.
@@ -78,7 +82,7 @@ def train(parts: Parts, start: int, loss: float | None) -> Ended:
         if is_exhausted(parts.history, patience):
             return Ended(step, loss)
         rate = _rate(parts, step)
-        own = applied_step(parts, step, rate)
+        own = applied_step(parts, step, rate, batches)
         clocks = [
             world.is_first and _has_passed(saving.period_seconds, saved_at),
             world.is_first and _has_passed(looking.period_seconds, looked_at),
@@ -162,38 +166,35 @@ class OwnStep:
     phases: dict[str, float] = field(default_factory=dict)
 
 
-def applied_step(parts: Parts, step: int, rate: float) -> OwnStep:
+def applied_step(parts: Parts, step: int, rate: float, batches: Batches) -> OwnStep:
     """`optimizer_step`, repeated with an ever smaller loss scale while its gradients overflow in fp16.
 
     So a batch is never lost, and neither the schedule nor any counter moves without an update.
     """
-    lost = 0.0
-    while (own := optimizer_step(parts, step, rate)).overflowed:
-        lost += own.seconds
+    start = time.perf_counter()
+    mine = batches(step)
+    waited = time.perf_counter() - start
+    while (own := optimizer_step(parts, mine, rate)).overflowed:
         parts.reporter.skipped(step + 1, engines.loss_scale(parts.engine))
-    own.seconds += lost
+    own.phases["data_wait"] = waited
+    own.seconds = time.perf_counter() - start
     return own
 
 
-def optimizer_step(parts: Parts, step: int, rate: float) -> OwnStep:
-    """Forward and backward over this rank's micro-batches of `step`, then clip and update at rate `rate`."""
+def optimizer_step(parts: Parts, mine: Sequence[Batch], rate: float) -> OwnStep:
+    """Forward and backward over `mine`, this rank's micro-batches, then clip and update at rate `rate`."""
     engine, world, own = parts.engine, parts.world, OwnStep()
-    clock = start = time.perf_counter()
-    batches = [
-        collate(micro, parts.rows, world.device, packed=parts.plan.packed)
-        for micro in parts.plan.micro_batches(step, world.rank)
-    ]
-    own.supervised = sum(batch.supervised for batch in batches)
+    clock = time.perf_counter()
+    own.supervised = sum(batch.supervised for batch in mine)
     (everywhere,) = world.sum([own.supervised])
     # DeepSpeed averages gradients over ranks: times their number, it is the sum again.
     scale = world.size / max(1.0, everywhere)
     # Before the loss rounds its gradient to fp16, not after it as DeepSpeed does: it would be 0 or infinite by then.
     loss_scale = engines.loss_scale(engine)
     own.loss_scale = loss_scale if parts.precision == "fp16" else None
-    clock = _lap(own.phases, "data_wait", clock)
     losses = torch.zeros((), dtype=torch.float64, device=world.device)
-    for index, batch in enumerate(batches):
-        engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
+    for index, batch in enumerate(mine):
+        engine.set_gradient_accumulation_boundary(index == len(mine) - 1)
         loss = supervised_loss(engine, batch, scale * loss_scale) / loss_scale
         clock = _lap(own.phases, "forward", clock)
         engine.backward(loss, scale_wrt_gas=False)
@@ -205,8 +206,7 @@ def optimizer_step(parts: Parts, step: int, rate: float) -> OwnStep:
     norm = engines.step(engine)
     own.overflowed, own.norm = norm is None, math.nan if norm is None else norm
     own.loss_sum = float(losses) / scale
-    clock = _lap(own.phases, "optimizer", clock)
-    own.seconds = clock - start
+    _lap(own.phases, "optimizer", clock)
     return own
 
 
