@@ -80,6 +80,7 @@ def data_status(facts: PrepareResult) -> DataStatus:
         truncated_rows=data.truncated_rows,
         dropped_rows=data.dropped_rows,
         skipped_rows=data.skipped_rows,
+        duplicate_rows=data.duplicate_rows,
         fill_percent=data.fill_percent,
         cache_hash=sentence(data.hash, 64),
     )
@@ -94,6 +95,7 @@ def data_message(data: DataStatus) -> str:
         (data.truncated_rows, "truncated"),
         (data.dropped_rows, "dropped"),
         (data.skipped_rows, "skipped"),
+        (data.duplicate_rows, "duplicates left out"),
     ):
         if count:
             parts.append(f"{count:,} {word}")

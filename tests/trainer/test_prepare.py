@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,73 @@ def test_without_packing_every_row_is_a_sequence(room: Room) -> None:
     assert found.fill_percent == 100 * found.tokens // (3 * found.longest_row)
 
 
+def test_a_folder_means_the_files_below_it_in_the_order_of_their_names(room: Room) -> None:
+    room.write("datasets/b/2.jsonl", chat("q", "third"))
+    room.write("datasets/b/1.JSONL", chat("q", "second"))
+    room.write("datasets/a.json", [chat("q", "first")])
+    for other in ("notes.txt", ".hidden.jsonl", ".git/x.jsonl"):
+        room.write(f"datasets/{other}", "no row")
+    outcome = room.run(train=[{"name": "0", "path": "datasets"}])
+    answers = [supervised for _, supervised in room.texts(room.cache(outcome).train)]
+    assert answers == ["first<|im_end|>", "second<|im_end|>", "third<|im_end|>"]
+
+
+def test_only_the_first_rows_of_a_source_are_read_where_it_says_so(room: Room) -> None:
+    room.write("datasets/chats.jsonl", chat("a", "b"), chat("c", "d"), "broken")
+    found = facts(room.run(train=[{"name": "0", "path": "datasets/chats.jsonl", "maxRows": 2}]))
+    assert found.rows == 2
+
+
+def test_a_weight_repeats_rows_and_its_fraction_a_sample_of_them(room: Room) -> None:
+    room.write("datasets/chats.jsonl", *[chat(f"question {i}", f"answer {i}") for i in range(100)])
+    room.write("datasets/more.jsonl", CHAT)
+    source, more = {"name": "0", "path": "datasets/chats.jsonl"}, {"name": "1", "path": "datasets/more.jsonl"}
+
+    def seen(weight: float, **settings: Any) -> Counter[str]:
+        outcome = room.run(train=[{**source, "weight": weight}, more], **settings)
+        train, found = room.cache(outcome).train, facts(outcome)
+        assert (found.rows, found.tokens) == (len(train), train.lengths.sum())
+        assert found.supervised_tokens == sum(int((train.row(i)[1] > 0).sum()) for i in range(len(train)))
+        return Counter(text for text, _ in room.texts(train))
+
+    assert sorted(seen(3).values()) == [1, *[3] * 100]
+    sample, larger = seen(0.25), seen(2.5)
+    assert 10 < len(sample) < 45
+    assert all(larger[text] == 3 or text.find("hi") > 0 for text in sample)
+    assert set(larger.values()) == {1, 2, 3}
+    assert sorted(seen(2, eval={"splitPercent": 1}).values()).count(2) >= 98
+
+
+def test_equal_rows_are_kept_once_and_the_others_counted(room: Room) -> None:
+    call = {"tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    other = {"messages": [CHAT["messages"][0], {**CHAT["messages"][1], **call}]}
+    room.write("mine.jinja", T.TOOLS)
+    room.write("datasets/chats.jsonl", CHAT, {"prompt": 1}, chat("a", "b"), CHAT, other, other)
+    room.write(
+        "datasets/eval.jsonl", {"prompt": "hi", "completion": "hello"}, {"prompt": "c", "completion": "d"}
+    )
+    outcome = room.run(
+        {"path": "models/tiny", "chatTemplate": {"path": "mine.jinja"}},
+        deduplicate="Exact",
+        onInvalidRow="Skip",
+        eval={"sources": [{"name": "e", "path": "datasets/eval.jsonl"}]},
+    )
+    found = facts(outcome)
+    assert (found.rows, found.eval_rows, found.duplicate_rows, found.skipped_rows) == (3, 1, 3, 1)
+
+
+def test_equal_rows_are_on_one_side_where_one_is_held_out_of_a_few(room: Room) -> None:
+    room.write("datasets/chats.jsonl", *[chat(f"question {i % 3}", "x") for i in range(9)])
+    outcome = room.run(
+        eval={"splitPercent": 1}, train=[{"name": "0", "path": "datasets/chats.jsonl", "weight": 2}]
+    )
+    train, held_out = (room.texts(split) for split in (room.cache(outcome).train, room.cache(outcome).eval))
+    assert (len(train), len(held_out), facts(outcome).rows) == (12, 3, 12)
+    assert not set(train) & set(held_out)
+    room.write("datasets/chats.jsonl", CHAT, CHAT)
+    assert facts(room.run(eval={"splitPercent": 1})).eval_rows == 0
+
+
 # ------------------------------------------------------------------ the cache
 
 
@@ -195,7 +263,15 @@ def test_a_damaged_entry_is_made_again(room: Room) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"maxLength": 64}, {"lossOn": "LastAssistant"}, {"eval": {"splitPercent": 50}}, {"packing": "None"}],
+    [
+        {"maxLength": 64},
+        {"lossOn": "LastAssistant"},
+        {"eval": {"splitPercent": 50}},
+        {"packing": "None"},
+        {"deduplicate": "Exact"},
+        {"train": [{"name": "0", "path": "datasets/chats.jsonl", "weight": 2}]},
+        {"train": [{"name": "0", "path": "datasets/chats.jsonl", "maxRows": 2}]},
+    ],
     ids=str,
 )
 def test_other_settings_are_another_entry(room: Room, change: dict[str, Any]) -> None:
@@ -402,7 +478,7 @@ def test_a_parquet_value_that_is_no_text_is_named_by_row(room: Room) -> None:
             "other/deep/x.jsonl",
             ["other/deep/x.jsonl was not found", "the workspace holds datasets/, models/"],
         ),
-        ("datasets", ["datasets is a directory", "datasets/*.jsonl"]),
+        ("datasets/papers", ["the folder datasets/papers holds no .jsonl, .json or .parquet file"]),
         ("../outside.jsonl", ["'../outside.jsonl' leaves the workspace"]),
         ("/etc/*.conf", ["'/etc/*.conf' leaves the workspace"]),
         ("link.jsonl", ["'link.jsonl' leaves the workspace"]),
@@ -411,6 +487,7 @@ def test_a_parquet_value_that_is_no_text_is_named_by_row(room: Room) -> None:
 def test_missing_data_is_named_with_what_is_there(room: Room, path: str, words: list[str]) -> None:
     room.write("datasets/chats.jsonl", CHAT)
     room.write("datasets/notes.txt", "x")
+    room.write("datasets/papers/notes.txt", "x")
     if path == "link.jsonl":
         (room.workspace / path).symlink_to("/etc/passwd")
     refused(room.run(train=[{"name": "0", "path": path}]), "DataNotFound", "data.train[0].path", *words)

@@ -111,7 +111,7 @@ def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
 def test_a_row_can_be_moved_to_the_held_out_ones(tmp_path: Path) -> None:
     train = rows(4)
     write(tmp_path / "c", train)
-    cache.move_to_eval(tmp_path / "c", 1)
+    cache.move_to_eval(tmp_path / "c", [1], {1})
     read = cache.TokenCache(tmp_path / "c")
     assert [read.train.row(i)[0].tolist() for i in range(3)] == [train[i].ids for i in (0, 2, 3)]
     ids, mask = read.eval.row(0)

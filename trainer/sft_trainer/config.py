@@ -134,13 +134,15 @@ DataFormat = Literal["Auto", "Messages", "ShareGPT", "Alpaca", "PromptCompletion
 
 
 class DataSource(Contract):
-    """One source of rows: a file or glob in the workspace, or JSON lines given inline."""
+    """One source of rows: a file, glob or folder in the workspace, or JSON lines given inline."""
 
     name: str
     path: str | None = None
     inline: str | None = None
     format: DataFormat = "Auto"
     columns: dict[str, str] = Field(default_factory=dict)
+    weight: Annotated[float, Field(gt=0)] = 1.0  # how often its rows are seen in an epoch
+    max_rows: int | None = None  # the first so many
 
     @model_validator(mode="after")
     def _one(self) -> DataSource:
@@ -166,6 +168,7 @@ class DataConfig(Contract):
     loss_on: Literal["Assistant", "LastAssistant", "AllTokens"]
     on_too_long: Literal["Truncate", "Drop", "Fail"]
     on_invalid_row: Literal["Fail", "Skip"]
+    deduplicate: Literal["None", "Exact"] = "None"
 
 
 class PrepareConfig(Contract):
@@ -208,6 +211,7 @@ class DataFacts(Report):
     truncated_rows: int
     dropped_rows: int
     skipped_rows: int
+    duplicate_rows: int = 0
     longest_row: int  # tokens, before truncation
     packs: int  # sequences of at most maxLength tokens in one epoch
     fill_percent: int  # share of the packs that is not padding

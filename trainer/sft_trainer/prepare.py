@@ -78,7 +78,7 @@ def prepare(config: PrepareConfig, workspace: Path) -> PrepareResult:
     _warn_of_answers_without_end(template)
     data = build.build(Recipe(config.data, words, template, model.vocabulary_size), workspace)
     logger.info(
-        "prepared in %.1f s: %s rows, %s tokens (%s supervised), %d truncated, %d dropped, %d skipped; "
+        "prepared in %.1f s: %s rows, %s tokens (%s supervised), %d truncated, %d dropped, %d skipped, %d duplicates; "
         "%s sequences of %d, %d %% full",
         time.monotonic() - started,
         f"{data.rows:,}",
@@ -87,6 +87,7 @@ def prepare(config: PrepareConfig, workspace: Path) -> PrepareResult:
         data.truncated_rows,
         data.dropped_rows,
         data.skipped_rows,
+        data.duplicate_rows,
         f"{data.packs:,}",
         config.data.max_length,
         data.fill_percent,

@@ -71,7 +71,7 @@ class ModelStatus(ApiModel):
 class DataStatus(ApiModel):
     """The data that was found."""
 
-    rows: int = Field(description="Rows to train on.")
+    rows: int = Field(description="Rows of an epoch; one that is seen twice, for a weight, is two.")
     eval_rows: int = Field(0, description="Rows held out.")
     tokens: int = Field(description="Tokens of the training rows.")
     supervised_tokens: int = Field(description="Tokens that are learned.")
@@ -80,6 +80,7 @@ class DataStatus(ApiModel):
         0, description="Rows dropped as too long, or without a supervised token after the cut."
     )
     skipped_rows: int = Field(0, description="Rows that could not be read.")
+    duplicate_rows: int = Field(0, description="Rows left out by deduplicate.")
     fill_percent: int = Field(0, description="Share of the packed sequences that is not padding.")
     cache_hash: str = Field("", description="Content hash of the prepared data.")
 

@@ -86,7 +86,8 @@ class DataSource(ApiModel):
         None, description="Label of this source in messages; absent = its position."
     )
     path: RelativePath | None = Field(
-        None, description="A .json, .jsonl or .parquet file in the workspace, or a glob of such."
+        None,
+        description="A .json, .jsonl or .parquet file in the workspace, a glob of such, or a folder with all of them.",
     )
     inline: Annotated[str, Field(min_length=1, max_length=65536)] | None = Field(
         None, description="JSON lines, for a quick try."
@@ -99,13 +100,27 @@ class DataSource(ApiModel):
         max_length=16,
         description="Our column: theirs, for example messages: conversation.",
     )
+    weight: Annotated[float, Field(gt=0, le=100)] = Field(
+        1.0,
+        description="How often the rows are seen in an epoch: all of them as often as its whole part says, and a "
+        "sample of them, chosen by their content, once more for its fraction. Default 1.",
+    )
+    max_rows: Annotated[int, Field(ge=1, le=1000000000)] | None = Field(
+        None, description="Only the first so many rows are read; absent = all."
+    )
 
 
 class EvalData(ApiModel):
     """Held-out rows: exactly one of `splitPercent` and `sources`."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(exactly_one_of("spec.data.eval", "splitPercent", "sources"))
+        json_schema_extra=rules(
+            exactly_one_of("spec.data.eval", "splitPercent", "sources"),
+            (
+                "!has(self.sources) || self.sources.all(source, !has(source.weight))",
+                "spec.data.eval.sources: remove weight, every held-out row is evaluated once",
+            ),
+        )
     )
     split_percent: Annotated[int, Field(ge=1, le=50)] | None = Field(
         None, description="Percentage of the training rows that is held out, chosen by the rows' content."
@@ -138,6 +153,11 @@ class Data(ApiModel):
     on_invalid_row: Literal["Fail", "Skip"] = Field(
         "Fail",
         description="What happens to a row that cannot be read; Skip counts it in status. Default Fail.",
+    )
+    deduplicate: Literal["None", "Exact"] = Field(
+        "None",
+        description="Exact keeps the first of equal conversations, over all sources, those of eval last; the others "
+        "are counted in status. Default None.",
     )
 
 

@@ -33,6 +33,7 @@ def prepare_config(job: SFTJob) -> config.PrepareConfig:
             loss_on=data.loss_on,
             on_too_long=data.on_too_long,
             on_invalid_row=data.on_invalid_row,
+            deduplicate=data.deduplicate,
         ),
         seed=job.spec.training.seed,
     )
@@ -145,6 +146,8 @@ def _source(index: int, source: DataSource) -> config.DataSource:
         inline=source.inline,
         format=source.format,
         columns=dict(source.columns),
+        weight=source.weight,
+        max_rows=source.max_rows,
     )
 
 

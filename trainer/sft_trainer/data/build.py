@@ -49,8 +49,10 @@ def _identity(recipe: Recipe, opened: Sequence[Opened]) -> Iterator[bytes]:
     """Contents and settings, but no names: data that was moved or renamed is not prepared again."""
     for one in opened:
         yield f"{one.label} {one.digest()} {one.source.format} {sorted(one.source.columns.items())}".encode()
+        yield f"{one.source.weight} {one.source.max_rows}".encode()
     data = recipe.data
     yield f"{data.max_length} {data.packing} {data.loss_on} {data.on_too_long} {data.on_invalid_row}".encode()
+    yield data.deduplicate.encode()
     yield f"{data.eval.split_percent if data.eval else None}".encode()
     yield hashlib.sha256(recipe.tokenizer.content).digest()
     yield recipe.template.source.encode()
@@ -72,6 +74,7 @@ def _facts(data: DataConfig, counts: Counts, lengths: array[int], digest: str, p
         truncated_rows=counts.truncated,
         dropped_rows=counts.dropped,
         skipped_rows=counts.skipped,
+        duplicate_rows=counts.duplicates,
         longest_row=counts.longest,
         packs=packs,
         fill_percent=packing.fill_percent(lengths, packs, width),

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,12 +105,12 @@ class Writer:
             self._writers[split].write_batch(pa.record_batch([ids, spans], schema=SCHEMA))
 
 
-def move_to_eval(directory: Path, index: int) -> None:
-    """Makes row `index` of a small train file the only row of the eval file."""
+def move_to_eval(directory: Path, kept: Sequence[int], gone: Collection[int]) -> None:
+    """Makes the rows `kept` of a small train file the rows of the eval file, and takes `gone` out of it."""
     path = directory / "train.arrow"
     table = pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all()
-    rest = pa.concat_tables([table.slice(0, index), table.slice(index + 1)])
-    for split, rows in (("train", rest), ("eval", table.slice(index, 1))):
+    rest = [index for index in range(table.num_rows) if index not in gone]
+    for split, rows in (("train", table.take(rest)), ("eval", table.take(kept))):
         with pa.ipc.new_file(str(directory / f"{split}.arrow"), SCHEMA) as writer:
             writer.write_table(rows)
 

@@ -6,20 +6,20 @@ reported with its place, or counted if the job says `onInvalidRow: Skip`.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sft_trainer.config import DataConfig
-from sft_trainer.data import cache, formats
+from sft_trainer.data import cache, content, formats
 from sft_trainer.data.ahead import ahead
 from sft_trainer.data.formats import Conversation, FormatError, RowError
 from sft_trainer.data.sources import Opened, Place, SourceRow
@@ -35,7 +35,6 @@ _BATCH_ROWS = 1024  # tokenised together
 _BATCH_CHARACTERS = 2**20  # of whose tokens the tokenizer's own records take some 100 MB
 _LOG_SECONDS = 5.0
 _LOGGED_SKIPS = 10
-_HASH_RANGE = 2**64
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Rendered(NamedTuple):
 
     place: Place
     supervision: Supervision
-    hash: int  # of its words, below 2**64; 0 where nothing is decided by it
+    fingerprint: bytes  # of its words
 
 
 @dataclass
@@ -67,6 +66,7 @@ class Counts:
     truncated: int = 0
     dropped: int = 0
     skipped: int = 0
+    duplicates: int = 0
     longest: int = 0
     read: int = 0
     by_source: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -82,7 +82,11 @@ class Ingest:
         self._writer = cache.Writer(directory)
         self._counts = Counts()
         self._lengths = array("i")
-        self._likeliest_eval = (_HASH_RANGE, -1)  # smallest hash among the training rows, its index
+        self._seen: set[bytes] = set()
+        self._likeliest_eval: tuple[int, list[range]] = (
+            2**64,
+            [],
+        )  # lowest rank of a training row, its places
         self._logged = time.monotonic()
         self._split_percent = recipe.data.eval.split_percent if recipe.data.eval else None
 
@@ -112,7 +116,7 @@ class Ingest:
     def _valid(self, one: Opened) -> Iterator[Rendered]:
         """Rows that can be trained on; others end the preparation, or are counted. Runs beside `_keep`."""
         format_name: str = "" if one.source.format == "Auto" else one.source.format
-        for row in one.rows():
+        for row in islice(one.rows(), one.source.max_rows):
             self._counts.read += 1
             try:
                 if row.error is not None:
@@ -120,11 +124,14 @@ class Ingest:
                 if not format_name:
                     format_name = _detected(one, row)
                 conversation = self._conversation(one, row, format_name)
+                words = content.fingerprint(conversation)
+                if self._is_duplicate(conversation, words):
+                    continue
                 supervision = supervise(conversation, self._recipe.template, self._recipe.data.loss_on)
             except RowError as exc:
                 self._invalid(row, exc)
                 continue
-            yield Rendered(row.place, supervision, self._hash(conversation))
+            yield Rendered(row.place, supervision, words)
         self._counts.by_source[one.label] = {"name": one.source.name, "format": format_name}
 
     def _conversation(self, one: Opened, row: SourceRow, format_name: str) -> Conversation:
@@ -159,42 +166,52 @@ class Ingest:
             counts.dropped += 1
             return
         counts.truncated += kept is not tokens
-        if one.label.startswith("eval") or self._is_held_out(row.hash):
+        if one.label.startswith("eval") or self._is_held_out(row):
             counts.eval_rows += 1
             self._writer.add("eval", kept)
             return
-        self._writer.add("train", kept)
-        self._lengths.append(len(kept.ids))
-        counts.tokens += len(kept.ids)
-        counts.supervised += kept.supervised
+        times = content.repeats(row.fingerprint, one.source.weight)
+        self._remember(row, range(len(self._lengths), len(self._lengths) + times))
+        for _ in range(times):
+            self._writer.add("train", kept)
+        self._lengths.extend([len(kept.ids)] * times)
+        counts.tokens += len(kept.ids) * times
+        counts.supervised += kept.supervised * times
 
-    def _hash(self, conversation: Conversation) -> int:
-        if self._split_percent is None:
-            return 0
-        words = [(message.role, message.content) for message in conversation.messages]
-        digest = hashlib.sha256(repr(words).encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:8], "big")
-
-    def _is_held_out(self, value: int) -> bool:
-        """By the hash of the row alone: rows stay on their side when others are added, and so do doubles."""
-        if self._split_percent is None:
+    def _is_duplicate(self, conversation: Conversation, words: bytes) -> bool:
+        if self._recipe.data.deduplicate == "None":
             return False
-        if value * 100 < self._split_percent * _HASH_RANGE:
-            return True
-        self._likeliest_eval = min(self._likeliest_eval, (value, len(self._lengths)))
-        return False
+        identity = content.identity(conversation, words)
+        is_known = identity in self._seen
+        self._seen.add(identity)
+        self._counts.duplicates += is_known
+        return is_known
+
+    def _is_held_out(self, row: Rendered) -> bool:
+        return self._split_percent is not None and content.is_held_out(row.fingerprint, self._split_percent)
+
+    def _remember(self, row: Rendered, places: range) -> None:
+        """Where in the training rows those stand that are nearest to being held out."""
+        rank = content.rank(row.fingerprint)
+        if rank < self._likeliest_eval[0]:
+            self._likeliest_eval = (rank, [])
+        if rank == self._likeliest_eval[0] and places:
+            self._likeliest_eval[1].append(places)
 
     def _ensure_eval_row(self) -> None:
-        """Of a few rows a small percentage may be none: then the likeliest one is held out."""
-        index = self._likeliest_eval[1]
-        if self._split_percent is None or self._counts.eval_rows or len(self._lengths) < 2:
+        """Of a few rows a small percentage may be none: then the likeliest is held out, with all its doubles."""
+        _, places = self._likeliest_eval
+        gone = {index for one in places for index in one}
+        if self._split_percent is None or self._counts.eval_rows or len(gone) == len(self._lengths):
             return
-        cache.move_to_eval(self._directory, index)
-        tokens, mask = cache.Split(self._directory / "eval.arrow").row(0)
-        del self._lengths[index]
-        self._counts.eval_rows = 1
-        self._counts.tokens -= len(tokens)
-        self._counts.supervised -= int(np.sum(mask))
+        cache.move_to_eval(self._directory, [one[0] for one in places], gone)
+        held_out = cache.Split(self._directory / "eval.arrow")
+        for index, one in enumerate(places):
+            tokens, mask = held_out.row(index)
+            self._counts.tokens -= len(tokens) * len(one)
+            self._counts.supervised -= int(np.sum(mask)) * len(one)
+        self._lengths = array("i", (n for index, n in enumerate(self._lengths) if index not in gone))
+        self._counts.eval_rows = len(places)
 
     def _refuse_useless(self) -> None:
         counts, data = self._counts, self._recipe.data
@@ -207,6 +224,11 @@ class Ingest:
         if counts.eval_rows:
             raise UserError(
                 "EmptyData", "no row is left to train on: all are held out by data.eval; add rows"
+            )
+        if counts.read > counts.skipped + counts.dropped + counts.duplicates:
+            raise UserError(
+                "EmptyData",
+                "no row is left to train on: weights below 1 leave all out; raise weight, or add rows",
             )
         raise UserError(
             "NoSupervisedTokens",

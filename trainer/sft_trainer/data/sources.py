@@ -105,7 +105,12 @@ def find(label: str, source: DataSource, workspace: Path) -> Opened:
 
 def _matches(label: str, path: str, workspace: Path) -> list[Path]:
     try:
-        if not glob.has_magic(path):
+        if (workspace / path).is_dir():
+            found = [
+                layout.within(workspace, name)
+                for name in _readable(layout.within(workspace, path), workspace)
+            ]
+        elif not glob.has_magic(path):
             found = [layout.within(workspace, path)]
         else:
             if path.startswith("/") or ".." in Path(path).parts:
@@ -117,11 +122,19 @@ def _matches(label: str, path: str, workspace: Path) -> list[Path]:
     return [candidate for candidate in found if candidate.is_file()]
 
 
+def _readable(folder: Path, workspace: Path) -> list[str]:
+    """All files below a folder that can hold rows, hidden ones left out, by their names in the workspace."""
+    names = sorted(
+        path.relative_to(workspace) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
+    )
+    below = len(folder.relative_to(workspace).parts)
+    return [str(name) for name in names if not any(part[0] == "." for part in name.parts[below:])]
+
+
 def _not_found(field: str, path: str, workspace: Path) -> str:
     """One sentence: the path, and what lies in the nearest directory that exists."""
     if (workspace / path).is_dir():
-        files = path.rstrip("/") + "/*.jsonl"
-        return f"{field}.path: {path} is a directory in the workspace; name its files, e.g. {files}"
+        return f"{field}.path: the folder {path} holds no .jsonl, .json or .parquet file"
     folder = (workspace / path).parent
     while not folder.is_dir() and folder != workspace:
         folder = folder.parent
