@@ -48,11 +48,15 @@ def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime) -> Needs:
     if focus is not None and not _is_over(focus):
         watched = not focus.suspended and not focus.deleting
         unready = watched and not focus.all_ready and focus.age(now) >= QUIET_SECONDS
-        stopping = job.spec.suspend and focus.suspended and not focus.stopped  # on a lost node: for ever
+        asked = focus.suspended and (job.spec.suspend or focus.suspended_by_us)
+        stopping = asked and not focus.stopped  # on a lost node: for ever
+        resized = watched and seen.attempt_open and focus.pods != job.spec.workers.nodes
         return Needs(
+            prerequisites=tuple(prerequisites(job, seen.prepared)) if resized else (),
             pods=unready or stopping,
             progress=watched and seen.attempt_open and focus.ready > 0,
             pod_labels=labels,
+            hardware=resized,
         )
     ahead = not job.spec.suspend
     return Needs(

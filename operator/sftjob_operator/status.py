@@ -24,6 +24,7 @@ _PHASES = {
     "Finishing": "Running",
     "Stopping": "Restarting",
     "Suspending": "Suspending",
+    "Resizing": "Resizing",
 }
 _TROUBLES = frozenset(
     {

@@ -78,6 +78,22 @@ def test_suspension_saves_and_resuming_goes_on_from_the_last_step(room: Room):
     assert sorted(losses(room, "paused")) == list(range(1, 241)), "every step once"
 
 
+def test_a_running_job_that_is_scaled_goes_on_in_the_new_size(room: Room):
+    long_job(room, "scaled")
+    reached(room, "scaled", 25)
+    before = losses(room, "scaled")
+    room.kube.kubectl("scale", "sftjob/scaled", "--replicas=1", "-n", room.namespace, check=True)
+    room.wait("scaled", "Complete", seconds=400)
+    status = room.job("scaled")["status"]
+    first, last = status["attempts"]
+    assert first["charged"] is False
+    assert last["resumedFromStep"] >= 25
+    assert (status["nodes"], status["plan"]["worldSize"], status.get("restarts", 0)) == (1, 1, 0)
+    after = losses(room, "scaled")
+    assert sorted(after) == list(range(1, 241)), "every step once"
+    assert all(after[step] == before[step] for step in before if step <= last["resumedFromStep"])
+
+
 def test_other_data_under_the_same_name_never_continues_the_old_weights(room: Room):
     long_job(room, "twice", steps=4)
     room.wait("twice", "Complete", seconds=300)

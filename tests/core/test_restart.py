@@ -7,7 +7,7 @@ import pytest
 from sftjob_operator.api.v1alpha1 import FailurePolicy
 from sftjob_operator.planning.hardware import Hardware
 from sftjob_operator.policy.restart import MOST_DISRUPTIONS, wait_seconds
-from worlds import Scene, exited, failed_outcome, progress, sftjob, taken
+from worlds import Scene, exited, failed_outcome, sftjob, taken
 
 
 def running(**policy) -> Scene:
@@ -169,42 +169,6 @@ def test_a_restart_trains_exactly_as_before_although_the_hardware_now_reads_othe
     scene.step(10)
     assert scene.attempt(2)["state"] == "Pending"
     assert scene.status["plan"] == plan
-
-
-def test_other_workers_are_taken_up_by_the_next_attempt_of_a_job_that_has_not_trained_yet():
-    scene = running(backoffSeconds=0)
-    scene.manifest["spec"]["workers"] = {"nodes": 4, "gpusPerNode": 0}
-    scene.step(5)
-    assert len(scene.jobs()) == 1, "what runs, runs on"
-    lose(scene, 1, exited(70))
-    assert scene.status["plan"]["worldSize"] == 4
-    assert scene.status["nodes"] == 4
-    assert scene.job(2)["spec"]["parallelism"] == 4
-
-
-def test_another_number_of_ranks_is_refused_once_there_is_a_checkpoint_and_waits_for_its_repair():
-    scene = running(backoffSeconds=0)
-    scene.progress = progress()
-    scene.step(10)
-    scene.manifest["spec"]["workers"] = {"nodes": 4, "gpusPerNode": 0}
-    scene.step(5)
-    assert scene.says("Accepted") == ("True", "Valid"), "there is no checkpoint yet"
-    scene.progress = progress(last_verified_step=110)
-    scene.step(60)
-    scene.step(10)
-    assert scene.says("Accepted") == ("False", "WorldSizeChanged")
-    assert scene.condition("Accepted")["message"] == (
-        "spec.workers asks for 4 ranks, but the checkpoints of this job were written by 2: set spec.workers "
-        "back, or create a new job under another name; attempt 1 goes on with 2"
-    )
-    assert scene.condition("Running")["status"] == "True"
-    lose(scene, 1, exited(70))
-    assert scene.says("Running") == ("False", "NotAccepted")
-    assert "goes on with" not in scene.condition("Accepted")["message"]
-    assert scene.says("Failed") == ("False", "InProgress")
-    scene.manifest["spec"]["workers"] = {"nodes": 2, "gpusPerNode": 0}
-    scene.step(5)
-    assert len(scene.jobs()) == 2
 
 
 def test_a_spec_that_has_become_impossible_waits_for_its_repair_after_a_failure():

@@ -162,6 +162,20 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(bench: Bench):
     assert bench.job()["status"]["restarts"] == 0
 
 
+def test_what_was_stopped_goes_on_with_the_number_of_nodes_that_the_file_has_now(bench: Bench):
+    bench.env = {"FAKE_STEPS": "9", "FAKE_HOLD": "4"}
+    process = bench.start()
+    until(lambda: bench.step() == 4, "step 4")
+    assert finish(process, signal.SIGINT)[0] == 130
+    (bench.job_folder / "go").touch()
+    bench.spec = {"workers": {**bench.manifest()["spec"]["workers"], "nodes": 1}}
+    assert bench.run()[0] == 0
+    assert json.loads((bench.job_folder / "seen-2-0").read_text())["start"] == 4
+    assert not (bench.job_folder / "seen-2-1").exists()
+    status = bench.job()["status"]
+    assert (status["nodes"], status["plan"]["worldSize"], status["restarts"]) == (1, 1, 0)
+
+
 def test_a_second_ctrl_c_ends_ranks_that_do_not_stop(bench: Bench):
     fake = bench.package / "__main__.py"
     fake.write_text(

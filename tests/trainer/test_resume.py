@@ -123,15 +123,6 @@ def test_damage_that_only_loading_finds_costs_one_attempt_and_one_checkpoint(tmp
     assert job.curve() == whole
 
 
-def test_another_number_of_ranks_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    gang.Job(tmp_path / "volume").run()
-    ended = gang.Job(tmp_path / "volume", ranks=1).run(attempt=2)
-    assert ended.codes == [71]
-    assert ended.outcomes[0] is not None
-    assert ended.outcomes[0].reason == "WorldSizeChanged"
-    assert "saved by 2 ranks and this run has 1" in ended.outcomes[0].message
-
-
 def test_other_data_under_the_same_name_never_continues_the_old_weights(tmp_path: Path) -> None:
     job = gang.Job(tmp_path / "volume", ranks=1)
     other = {"job__uid": "uid-2", "identity": "identity-2"}

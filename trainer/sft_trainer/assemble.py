@@ -67,7 +67,7 @@ def take_over(config: TrainConfig, folder: JobFolder) -> tuple[Fence, Found | No
     """Rank 0 only: make the job's folder this run's, and find what to continue.
 
     Raises:
-        UserError: the folder holds the work of another job, of a gang of another shape, or nothing whole.
+        UserError: the folder holds the work of another job, of another ZeRO layout, or nothing whole.
         Fenced: a newer attempt owns it.
     """
     mine = Fence(uid=config.job.uid, attempt=config.attempt, started=now(), run_id=uuid.uuid4().hex[:12])
@@ -78,7 +78,7 @@ def take_over(config: TrainConfig, folder: JobFolder) -> tuple[Fence, Found | No
     resume.remove_staged(folder.checkpoints)
     found = resume.newest_whole(folder.checkpoints)
     if found is not None:
-        resume.require_same_shape(found.state, config)
+        resume.require_known_stage(found.state, config)
     return mine, found
 
 
@@ -118,7 +118,10 @@ def build(
         resume.load(engine, found, world)
         if world.is_first:
             logger.info(
-                "resumed from checkpoint step-%d of attempt %d", found.state.step, found.state.attempt
+                "resumed from checkpoint step-%d of attempt %d%s",
+                found.state.step,
+                found.state.attempt,
+                resume.other_size(found.state, world),
             )
     reporter.started(
         plan.total_steps,

@@ -411,7 +411,11 @@ class Workers(ApiModel):
             )
         )
     )
-    nodes: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="Pods, one per node. Default 1.")
+    nodes: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1,
+        description="Pods, one per node. Default 1. Changed while the job runs (kubectl scale): it saves a "
+        "checkpoint and goes on from it in the new size.",
+    )
     gpus_per_node: Annotated[int, Field(ge=0, le=64)] = Field(
         1, description="GPUs, and so ranks, per pod; 0 = train on the CPU. Default 1."
     )

@@ -79,11 +79,19 @@ class NoFit:
     available_bytes: int
 
 
-def plan(spec: Spec, model: ModelFacts, hardware: Hardware, keep: PlanStatus | None = None) -> Plan | NoFit:
+def plan(
+    spec: Spec,
+    model: ModelFacts,
+    hardware: Hardware,
+    keep: PlanStatus | None = None,
+    *,
+    resumes: bool = False,
+) -> Plan | NoFit:
     """The strategy for `spec`, whose contradictions are already refused (SpecError otherwise).
 
     `keep` is the plan of an earlier attempt: the same number of ranks goes on exactly as before, whatever the
-    hardware reads now, because a checkpoint can only be loaded by the strategy that wrote it.
+    hardware reads now. Where another number `resumes` from its checkpoint, ZeRO stages 1 to 3 can follow one
+    another (sft_trainer.checkpoint.reshard), and 0 only itself.
     """
     wanted = intent(spec)
     available = available_bytes(spec, hardware)
@@ -91,7 +99,10 @@ def plan(spec: Spec, model: ModelFacts, hardware: Hardware, keep: PlanStatus | N
         return _kept(spec, wanted, keep)
     smallest: Candidate | None = None
     precision = wanted.precision or expected_precision(wanted, hardware)
-    for candidate in candidates(spec, wanted, model, precision, known=available is not None):
+    stages = _stages(wanted, precision, available is not None)
+    if keep is not None and resumes:
+        stages = _resuming_stages(wanted, keep, available is not None)
+    for candidate in candidates(spec, wanted, model, precision, stages):
         if available is None or candidate.memory.total <= available:
             return _plan(spec, wanted, candidate, available)
         if smallest is None or candidate.memory.total < smallest.memory.total:
@@ -102,12 +113,16 @@ def plan(spec: Spec, model: ModelFacts, hardware: Hardware, keep: PlanStatus | N
 
 
 def candidates(
-    spec: Spec, wanted: Intent, model: ModelFacts, precision: Precision, *, known: bool
+    spec: Spec,
+    wanted: Intent,
+    model: ModelFacts,
+    precision: Precision,
+    stages: tuple[Literal[0, 1, 2, 3], ...],
 ) -> Iterator[Candidate]:
     """All strategies that the spec allows, the preferred ones first."""
     for micro in _micro_batches(wanted, spec.data.max_length):
         for checkpointing in _checkpointing(wanted):
-            for stage in _stages(wanted, precision, known):
+            for stage in stages:
                 shape = Shape(
                     world_size=wanted.world_size,
                     zero_stage=stage,
@@ -151,6 +166,12 @@ def _stages(wanted: Intent, precision: Precision, known: bool) -> tuple[Literal[
     if wanted.world_size == 1:  # nothing to partition; stage 0 has no fp16 (combinations)
         return (1,) if precision == "fp16" else (0,)
     # Stage 1 reduces gradients once a step, 2 and 3 in every pass: the lowest that fits is the fastest.
+    return (1, 2, 3) if known else (2,)
+
+
+def _resuming_stages(wanted: Intent, keep: PlanStatus, known: bool) -> tuple[Literal[0, 1, 2, 3], ...]:
+    if wanted.zero_stage is not None or keep.zero_stage == 0:
+        return (keep.zero_stage,)  # type: ignore[return-value]
     return (1, 2, 3) if known else (2,)
 
 

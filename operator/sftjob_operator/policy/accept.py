@@ -33,28 +33,12 @@ def objection(job: SFTJob) -> SpecError | None:
     """Why this spec cannot run; None when it can."""
     try:
         wanted = intent(job.spec)
-        _same_size(job, wanted.world_size)
         refuse_what_cannot_work_together(job.spec, wanted)
         for check in (_environment, _templates, _quantities, _inline):
             check(job.spec)
     except SpecError as error:
         return error
     return None
-
-
-def _same_size(job: SFTJob, world_size: int) -> None:
-    """A checkpoint can only be resumed by as many ranks as wrote it: say so before the trainer has to."""
-    status = job.status
-    if status.plan is None or status.last_verified_step is None or status.plan.world_size == world_size:
-        return
-    wrote = status.plan.world_size
-    is_open = status.attempts and status.attempts[-1].state in ("Pending", "Running", "Suspended")
-    goes_on = f"; attempt {status.attempts[-1].number} goes on with {wrote}" if is_open else ""
-    raise SpecError(
-        "WorldSizeChanged",
-        f"spec.workers asks for {world_size} ranks, but the checkpoints of this job were written by "
-        f"{wrote}: set spec.workers back, or create a new job under another name{goes_on}",
-    )
 
 
 def _environment(spec: Spec) -> None:

@@ -12,12 +12,14 @@ from sftjob_operator.observe import Observed
 from sftjob_operator.pods import PodEnd, lost_pod, of_job, pod_end
 from sftjob_operator.policy.decision import Answer, Decision, Say, not_running
 from sftjob_operator.policy.records import live_record, made, new_record, with_outcome, with_record
-from sftjob_operator.policy.restart import after_failure
+from sftjob_operator.policy.resize import is_resized, obstacle, resize
+from sftjob_operator.policy.restart import RESIZED, after_failure
 from sftjob_operator.policy.running import is_outdated, watch
 from sftjob_operator.policy.suspend import hold, paused
 from sftjob_operator.reports import decimal, rfc3339, sentence
 from sftjob_operator.world import World
 
+_AT_ONCE = 0.0
 _AGAIN_SECONDS = 1.0
 _STOPPING_SECONDS = 5.0
 
@@ -37,6 +39,8 @@ def follow(world: World, seen: Observed) -> Answer:
         return _ended(world, record, child, pods)
     if _is_to_be_replaced(world, record, child):
         return _replaced(world, record, child)
+    if is_resized(job, child) and (child.suspended or record.state == "Running"):
+        return _resized(world, seen, record, child, pods)
     if job.spec.suspend or child.suspended:
         record = live_record(record, child)
         status = with_record(job.status, record)
@@ -87,10 +91,29 @@ def _is_to_be_replaced(world: World, record: AttemptStatus, child: BatchJob) -> 
     return idle and not world.job.spec.suspend and is_outdated(world.job, child)
 
 
+def _resized(
+    world: World, seen: Observed, record: AttemptStatus, child: BatchJob, pods: list[Manifest] | None
+) -> Answer:
+    lost = None if pods is None else lost_pod(pods, world.now)
+    if lost is not None:
+        return _lost(world, record, child, lost)
+    why = None if child.suspended else obstacle(world, seen)
+    return resize(world, seen, child) if why is None else watch(world, record, child, why)
+
+
 def _replaced(world: World, record: AttemptStatus, child: BatchJob) -> Answer:
-    why = disrupted("the spec was changed before its pods ran", "SpecChanged")
+    nodes = world.job.spec.workers.nodes
+    if child.suspended_by_us and child.pods != nodes:
+        why = disrupted(f"spec.workers.nodes was changed from {child.pods} to {nodes}", RESIZED)
+    else:
+        why = disrupted("the spec was changed before its pods ran", "SpecChanged")
     config_map = Ref("v1", "ConfigMap", child.ref.namespace, child.name)
-    return after_failure(world, record, why, world.now, (Delete(child.ref, child.uid), Delete(config_map)))
+    effects = (Delete(child.ref, child.uid), Delete(config_map))
+    settled = after_failure(world, record, why, world.now, effects)
+    if isinstance(settled, Decision):
+        return settled
+    # A pass of its own for the plan, which needs what was not read for an attempt that lives.
+    return Decision(settled.status, not_running("Stopping", why.message), effects, _AT_ONCE)
 
 
 def _result(ends: list[PodEnd]) -> tuple[PodEnd, TrainResult] | None:

@@ -16,6 +16,8 @@ from sftjob_operator.world import World
 LONGEST_WAIT_SECONDS = 600.0
 MOST_DISRUPTIONS = 100
 """A cluster that takes every attempt is no place to train; each costs a model load."""
+RESIZED = "Resized"
+"""Reason of an attempt that was ended for one of another size: that one need not wait."""
 _RECORD_MESSAGE = 512
 
 
@@ -68,9 +70,9 @@ def failed(
 
 
 def wait(world: World, record: AttemptStatus | None) -> Decision | None:
-    """The pause before the attempt after `record`; None when it is over, or nothing has failed."""
+    """The pause before the attempt after `record`; None when it is over or not due, or nothing has failed."""
     finished = None if record is None else parse_time(record.finished_time)
-    if record is None or finished is None:
+    if record is None or finished is None or record.reason == RESIZED:
         return None
     status = world.job.status
     delay = wait_seconds(world.job.spec.failure_policy, status.restarts if record.charged else 1)

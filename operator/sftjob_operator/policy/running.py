@@ -27,8 +27,11 @@ _STATES = {
 }
 
 
-def watch(world: World, record: AttemptStatus, child: BatchJob) -> Decision:
-    """Status of the open attempt `record` with the living Job `child`, which nobody suspends."""
+def watch(world: World, record: AttemptStatus, child: BatchJob, obstacle: str | None = None) -> Decision:
+    """Status of the open attempt `record` with the living Job `child`, which nobody suspends.
+
+    `obstacle` is why another number of nodes that the spec asks for is not taken up.
+    """
     heard = world.progress if world.progress and world.progress.attempt == record.number else None
     record = live_record(record, child)
     if heard is not None:
@@ -40,7 +43,10 @@ def watch(world: World, record: AttemptStatus, child: BatchJob) -> Decision:
         message = f"attempt {record.number}: {why.message}"
         return Decision(status, not_running(why.reason, message), requeue=revisit(child.age(world.now)))
     running = _running(record, heard, status)
-    if is_outdated(world.job, child):
+    if obstacle is not None:
+        words = f"spec.workers.nodes: {world.job.spec.workers.nodes} is not taken up: {obstacle}"
+        running = running._replace(message=f"{running.message}; {words}")
+    elif is_outdated(world.job, child):
         running = running._replace(message=f"{running.message}; {_LATER}")
     return Decision(status, {"Running": running}, requeue=world.settings.poll_seconds)
 

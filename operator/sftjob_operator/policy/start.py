@@ -30,12 +30,13 @@ KEPT_JOBS = 3
 def plan_and_start(world: World, seen: Observed, facts: PrepareResult) -> Decision:
     """Start the attempt after the newest one, or say that nothing fits."""
     job = world.job
-    keep = job.status.plan if job.status.start_time is not None else None
-    chosen = plan(job.spec, facts.model, world.hardware, keep)
+    chosen = next_plan(world, facts)
     if isinstance(chosen, NoFit):
         message = no_fit_message(job.spec, facts.model, world.hardware, chosen)
         conditions = {"Planned": Say("False", "DoesNotFit", message), **not_running("DoesNotFit", message)}
-        return Decision(job.status.model_copy(update={"plan": None}), conditions)
+        # The stage that a checkpoint was written in must not be forgotten.
+        forgotten = {} if job.status.last_verified_step is not None else {"plan": None}
+        return Decision(job.status.model_copy(update=forgotten), conditions)
     status = job.status.model_copy(update={"plan": chosen.status()})
     if world.refusal is not None:
         return refused(world, status, world.refusal)
@@ -50,6 +51,14 @@ def plan_and_start(world: World, seen: Observed, facts: PrepareResult) -> Decisi
     return Decision(
         with_record(status, record), says, (Check(attempt_job(job, world.settings, record.number)),), _AT_ONCE
     )
+
+
+def next_plan(world: World, facts: PrepareResult) -> Plan | NoFit:
+    """The strategy of the attempt after the newest one."""
+    job = world.job
+    keep = job.status.plan if job.status.start_time is not None else None
+    resumes = job.status.last_verified_step is not None
+    return plan(job.spec, facts.model, world.hardware, keep, resumes=resumes)
 
 
 def _children(world: World, seen: Observed, facts: PrepareResult, chosen: Plan) -> tuple[Effect, ...]:

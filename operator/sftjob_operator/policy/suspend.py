@@ -29,7 +29,7 @@ def hold(world: World, status: Status, live: BatchJob | None) -> Decision:
             },
         )
     message = f"the pods of {live.name} save a checkpoint and stop"
-    effects = () if live.suspended else (Patch(live.ref, _patch(True)),)
+    effects = () if live.suspended else (Patch(live.ref, suspension(True)),)
     return Decision(
         status,
         {"Suspended": Say("False", "Suspending", message), "Running": Say("False", "Suspending", message)},
@@ -54,13 +54,14 @@ def paused(status: Status, live: BatchJob) -> Decision:
     if live.suspended_by_us:
         message = f"{live.name} goes on"
         running = {"Running": Say("False", "Resuming", message)}
-        return Decision(status, running, (Patch(live.ref, _patch(False)),), _STOPPING_SECONDS)
+        return Decision(status, running, (Patch(live.ref, suspension(False)),), _STOPPING_SECONDS)
     queue = live.labels.get(f"{names.QUEUE_PREFIX}queue-name")
     where = f"in queue {queue}" if queue else "by whoever suspended its Job"
     return Decision(status, {"Running": Say("False", "Queued", f"{live.name} is held {where}")})
 
 
-def _patch(suspend: bool) -> Manifest:
+def suspension(suspend: bool) -> Manifest:
+    """The patch that stops a Job's pods, or lets go of it again."""
     mark = "user" if suspend else None
     return {
         "metadata": {"annotations": {names.ANNOTATION_SUSPENDED_BY: mark}},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sft_trainer.batches import Plan
-from sft_trainer.checkpoint import manifest, state
+from sft_trainer.checkpoint import manifest, reshard, state
 from sft_trainer.checkpoint.commit import ENGINE_TAG, STAGING, fact, steps
 from sft_trainer.checkpoint.state import TrainerState
 from sft_trainer.config import CheckpointFact, TrainConfig
@@ -122,24 +122,18 @@ def remove_staged(checkpoints: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def require_same_shape(saved: TrainerState, config: TrainConfig) -> None:
-    """Nothing when this gang can continue `saved`.
+def require_known_stage(saved: TrainerState, config: TrainConfig) -> None:
+    """Nothing when this gang can continue `saved`: the number of ranks may differ, and ZeRO stages 1 to 3.
 
     Raises:
-        UserError: the number of ranks or the ZeRO stage differs.
+        UserError: one of the two does not partition anything, and the other does.
     """
-    size, stage = config.topology.world_size, config.deepspeed.zero_stage
-    if saved.world_size != size:
-        raise UserError(
-            "WorldSizeChanged",
-            f"step-{saved.step} was saved by {saved.world_size} ranks and this run has {size}: set "
-            f"workers.nodes so that there are {saved.world_size} again, or start under another metadata.name",
-        )
-    if saved.zero_stage != stage:
+    stage = config.deepspeed.zero_stage
+    if (saved.zero_stage == 0) != (stage == 0):
         raise UserError(
             "ZeROStageChanged",
             f"step-{saved.step} was saved with ZeRO stage {saved.zero_stage} and this run has {stage}: set "
-            f"deepspeed.zeroStage to {saved.zero_stage}",
+            f"deepspeed.zeroStage to {saved.zero_stage if saved.zero_stage == 0 else '1, 2 or 3'}",
         )
 
 
@@ -173,27 +167,44 @@ def require_same_batches(saved: TrainerState, plan: Plan) -> None:
 def load(engine: Engine, found: Found, world: World) -> None:
     """Put the training where `found` left it, random generators included. Collective.
 
+    The generators of another number of ranks start anew, from seed, step and rank.
+
     Raises:
         Crash: it cannot be loaded. Where that is because of bytes between the sampled ones it was set aside.
         UserError: so it is, and there is no older one.
     """
-    partial = any(not p.requires_grad for p in engine.module.parameters())
+    saved = found.state
+    same_size = saved.world_size == world.size
     try:
-        path, _ = engine.load_checkpoint(
-            str(found.directory),
-            tag=ENGINE_TAG,
-            load_module_strict=not partial,
-            load_lr_scheduler_states=False,
-        )
-        if path is None:
-            raise Crash(
-                f"DeepSpeed could not load checkpoint {found.directory.name}", "CheckpointNotLoadable"
-            )
-        state.load_random(found.directory, world.rank)
+        if saved.zero_stage > 0 and not (same_size and saved.zero_stage == engine.zero_optimization_stage()):
+            files = found.directory / ENGINE_TAG
+            reshard.load(engine, reshard.read(files, saved.world_size, saved.zero_stage), world.rank)
+            engine.global_steps = saved.step
+        else:
+            _load_as_saved(engine, found.directory)
+        if same_size:
+            state.load_random(found.directory, world.rank)
+        else:
+            state.seed_random(saved.seed, saved.step, world.rank)
     except Exception as error:
         if (wrong := manifest.problem(found.directory, every_byte=True)) is not None:
             raise _damaged(found, wrong) from error
         raise
+
+
+def other_size(saved: TrainerState, world: World) -> str:
+    """Words for the log where another number of ranks goes on; else none."""
+    return "" if saved.world_size == world.size else f", written by {saved.world_size} ranks, by {world.size}"
+
+
+def _load_as_saved(engine: Engine, directory: Path) -> None:
+    """By DeepSpeed's own means: every rank loads what a rank of its number wrote."""
+    partial = any(not p.requires_grad for p in engine.module.parameters())
+    path, _ = engine.load_checkpoint(
+        str(directory), tag=ENGINE_TAG, load_module_strict=not partial, load_lr_scheduler_states=False
+    )
+    if path is None:
+        raise Crash(f"DeepSpeed could not load checkpoint {directory.name}", "CheckpointNotLoadable")
 
 
 def _damaged(found: Found, wrong: str) -> TrainerError:

@@ -82,3 +82,11 @@ def load_random(directory: Path, rank: int) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def seed_random(seed: int, step: int, rank: int) -> None:
+    """Start the random generators of `rank` at `step` of a training whose number of ranks has changed."""
+    numbers = [int(number) for number in np.random.SeedSequence((seed, step, rank)).generate_state(3)]
+    random.seed(numbers[0])
+    np.random.seed(numbers[1])
+    torch.manual_seed(numbers[2])

@@ -1,0 +1,57 @@
+"""Another number of nodes for a gang that runs: it saves, stops, and the next attempt goes on in the new size.
+
+Until its pods are down a resize can be taken back: the same Job then goes on. What cannot run in the new size is
+said while the gang trains on in the old one.
+"""
+
+from __future__ import annotations
+
+from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.batchjob import BatchJob
+from sftjob_operator.effects import Effect, Patch
+from sftjob_operator.observe import Observed
+from sftjob_operator.planning.advice import no_fit_message
+from sftjob_operator.planning.plan import NoFit
+from sftjob_operator.policy.accept import objection
+from sftjob_operator.policy.decision import Decision, not_running
+from sftjob_operator.policy.prerequisites import missing, not_shared
+from sftjob_operator.policy.records import live_record, with_record
+from sftjob_operator.policy.start import next_plan
+from sftjob_operator.policy.suspend import suspension
+from sftjob_operator.world import World
+
+_STOPPING_SECONDS = 5.0
+
+
+def is_resized(job: SFTJob, child: BatchJob) -> bool:
+    """The user asks for another number of pods than this Job has, and nothing else is in the way."""
+    changed = job.spec.workers.nodes != child.pods and not job.spec.suspend
+    return changed and (child.suspended_by_us or not child.suspended) and objection(job) is None
+
+
+def obstacle(world: World, seen: Observed) -> str | None:
+    """Why the gang should rather go on as it is: the new one could not start."""
+    job, facts = world.job, seen.prepared.result()
+    why = missing(world, seen.prepared) or not_shared(world)
+    if why is not None:
+        return why["Running"].message
+    if facts is None:
+        return None
+    chosen = next_plan(world, facts)
+    return (
+        no_fit_message(job.spec, facts.model, world.hardware, chosen) if isinstance(chosen, NoFit) else None
+    )
+
+
+def resize(world: World, seen: Observed, child: BatchJob) -> Decision:
+    """Stop the gang as a suspension does; what has stopped is replaced (policy.attempt)."""
+    job = world.job
+    status = job.status
+    if seen.record is not None:
+        status = with_record(status, live_record(seen.record, child))
+    message = (
+        f"the pods of {child.name} save a checkpoint and stop; attempt {seen.number + 1} goes on with "
+        f"{job.spec.workers.nodes} nodes instead of {child.pods}"
+    )
+    effects: tuple[Effect, ...] = () if child.suspended else (Patch(child.ref, suspension(True)),)
+    return Decision(status, not_running("Resizing", message), effects, _STOPPING_SECONDS)
