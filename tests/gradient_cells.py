@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 import gang
+from sft_trainer import attention, loop, model
 from sft_trainer import engine as engines
-from sft_trainer import loop, model
 from sft_trainer import precision as precisions
 from sft_trainer.assemble import training_plan
 from sft_trainer.batches import MicroBatch
@@ -83,6 +83,7 @@ def parts_of(
         seed=0,
     )
     engine = engines.initialize(network, config, settings)
+    assert not packed or attention.use_per_document(engine.module)
     plan = training_plan(config, rows.lengths, packed=packed)
     assert plan.total_steps == len(STEPS)
     return loop.Parts(

@@ -11,6 +11,7 @@ import logging
 import numpy as np
 import torch
 
+from sft_trainer import attention
 from sft_trainer.collate import Rows
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
@@ -23,33 +24,49 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 def packing_is_safe(engine: Engine, rows: Rows, world: World) -> bool:
-    """Whether logits of two documents packed equal those of each alone, on every rank. Collective."""
+    """Whether logits of two documents packed equal those of each alone, on every rank. Collective.
+
+    The attention of each document on its own is tried first, and left in use where it passes.
+    """
     documents = [np.asarray(rows.row(i % len(rows.lengths))[0][:_LENGTH], np.int64) for i in (0, 1)]
     engine.eval()
     with torch.no_grad():
-        packed = _logits(engine, documents, world)
         apart = torch.cat([_logits(engine, [document], world) for document in documents])
+        safe = False
+        if attention.use_per_document(engine.module):
+            safe = _agree(
+                _logits(engine, documents, world), apart, world, "each document's attention on its own"
+            )
+            if not safe:
+                attention.use_masked(engine.module)
+        safe = safe or _agree(_logits(engine, documents, world), apart, world, "the library's attention")
     engine.train()
-    difference = float((packed - apart).abs().max() / apart.abs().max().clamp(min=1e-6))
-    dtype = next(engine.module.parameters()).dtype
-    wrong = not difference <= _TOLERANCE.get(dtype, 5e-2)
-    safe = world.sum([float(wrong)])[0] == 0
-    if world.is_first and safe:
-        logger.info("packing self-check passed: documents do not see each other (%.1e)", difference)
     if world.is_first and not safe:
         logger.warning(
-            "packing is turned off: this model mixes documents that share a sequence (%.1e); "
-            "training goes on with padded rows, slower but right",
-            difference,
+            "packing is turned off: this model mixes documents that share a sequence; "
+            "training goes on with padded rows, slower but right"
         )
     return safe
 
 
+def _agree(packed: torch.Tensor, apart: torch.Tensor, world: World, how: str) -> bool:
+    """Whether these logits are equal on every rank, but for rounding in the model's type."""
+    difference = float(
+        (packed.float() - apart.float()).abs().max() / apart.float().abs().max().clamp(min=1e-6)
+    )
+    wrong = not difference <= _TOLERANCE.get(packed.dtype, 5e-2)
+    safe = world.sum([float(wrong)])[0] == 0
+    if world.is_first:
+        verdict = "passed: documents do not see each other" if safe else "failed"
+        logger.info("packing self-check with %s %s (%.1e)", how, verdict, difference)
+    return safe
+
+
 def _logits(engine: Engine, documents: list[np.ndarray], world: World) -> torch.Tensor:
-    """fp32 logits [tokens, vocabulary] of documents that share one sequence."""
+    """Logits [tokens, vocabulary] of documents that share one sequence, in the model's type."""
     ids = torch.from_numpy(np.concatenate(documents))[None].to(world.device)
     positions = torch.from_numpy(np.concatenate([np.arange(len(d)) for d in documents]))[None]
     logits: torch.Tensor = engine(
         input_ids=ids, position_ids=positions.to(world.device), use_cache=False
     ).logits
-    return logits[0].float()
+    return logits[0]

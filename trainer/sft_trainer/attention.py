@@ -1,0 +1,93 @@
+"""Attention within each document of a pack, without computing one document against another.
+
+transformers keeps packed documents apart by a mask over the whole pack: every pair of documents is computed and
+then thrown away, which for ten documents to a pack is ten times the work. Here every document is one call of
+SDPA. An attention function sees what FlashAttention's variable-length kernels see (position ids, the window), so
+that architectures which support those are the ones that can do this; selfcheck.py compares before it is used.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, cast
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+Output = tuple[torch.Tensor, None]  # attention, and the probabilities that SDPA does not give
+PER_DOCUMENT = "sdpa_per_document"
+_MASKS = {"full_attention", "sliding_attention"}  # the kinds that are the same seen from within a document
+
+
+def use_per_document(model: Any) -> bool:
+    """Make `model` (of transformers or peft) attend document by document; False where it cannot, or need not.
+
+    It cannot where its attention does more than SDPA does with a causal mask or a window.
+    """
+    config: Any = getattr(model, "config", None)
+    kinds = set(getattr(config, "layer_types", None) or _MASKS)
+    if getattr(config, "_attn_implementation", None) != "sdpa" or not kinds <= _MASKS:
+        return False
+    if not model._supports_flash_attn or getattr(config, "attention_chunk_size", None):
+        return False
+    AttentionInterface.register(PER_DOCUMENT, _attend)
+    AttentionMaskInterface.register(PER_DOCUMENT, _mask)
+    model.set_attn_implementation(PER_DOCUMENT)
+    return bool(config._attn_implementation == PER_DOCUMENT)
+
+
+def use_masked(model: Any) -> None:
+    """The opposite: transformers' own SDPA attention."""
+    model.set_attn_implementation("sdpa")
+
+
+def _mask(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
+    """None for packed rows, whose documents the position ids tell; the usual mask for padded ones."""
+    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> Output:
+    """Of query [B, H, T, D], key and value [B, KV, T, D], positions [B or 1, T]; the result is [B, T, H, D]."""
+    if attention_mask is not None or position_ids is None:
+        return cast(Output, sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs))
+    positions = position_ids.expand(query.shape[0], -1)
+    rows = []
+    for row, *heads in zip(
+        positions, *(torch.split(tensor, 1) for tensor in (query, key, value)), strict=True
+    ):
+        sizes = document_lengths(row)
+        documents = zip(*(torch.split(tensor, sizes, dim=2) for tensor in heads), strict=True)
+        outputs = [
+            sdpa_attention_forward(module, q, k, v, _window(q, sliding_window), **kwargs)[0]
+            for q, k, v in documents
+        ]
+        rows.append(torch.cat(outputs, dim=1))
+    return torch.cat(rows), None
+
+
+def document_lengths(positions: torch.Tensor) -> list[int]:
+    """Lengths of the documents of one sequence, positions [T]: a new one begins where they do not go on."""
+    starts = torch.nonzero(torch.diff(positions) != 1).flatten() + 1
+    edges = [0, *starts.tolist(), len(positions)]
+    return [end - start for start, end in itertools.pairwise(edges)]
+
+
+def _window(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
+    """The band mask [1, 1, L, L] of a document longer than the window; None: plain causal attention."""
+    length = query.shape[2]
+    if window is None or length <= window:
+        return None
+    index = torch.arange(length, device=query.device)
+    distance = index[:, None] - index
+    return ((distance >= 0) & (distance < window))[None, None]
