@@ -7,6 +7,7 @@ import pytest
 from sft_trainer.config import ModelFacts
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.advice import fits_message, no_fit_message
+from sftjob_operator.planning.batch import SpecError
 from sftjob_operator.planning.hardware import Hardware, gibibytes, mebibytes, quantity_bytes
 from sftjob_operator.planning.memory import Memory, Shape, estimate
 from sftjob_operator.planning.plan import NoFit, Plan, available_bytes, plan
@@ -329,3 +330,16 @@ def test_sizes_for_people_and_for_status():
     assert mebibytes(1) == "1Mi"
     assert quantity_bytes(mebibytes(61200 * 2**20)) == 61200 * 2**20
     assert gibibytes(int(61.2 * GIB)) == "61.2 GiB"
+
+
+def test_dora_is_never_planned_with_partitioned_weights_nor_accepted_with_them():
+    lora = {"method": "LoRA", "lora": {"variant": "DoRA"}}
+    tight = Hardware(gpu_memory_bytes=12 * GIB)
+    workers = {"nodes": 1, "gpusPerNode": 8}
+    plain = plan(spec(training={"method": "LoRA"}, workers=workers), LLAMA_8B, tight)
+    assert isinstance(plain, Plan)
+    assert plain.zero_stage == 3
+    assert isinstance(plan(spec(training=lora, workers=workers), LLAMA_8B, tight), NoFit)
+    raw = {"config": {"zero_optimization": {"stage": 3}}}
+    with pytest.raises(SpecError, match="DoRA takes norms of whole weights"):
+        plan(spec(training=lora, deepspeed=raw), SMALL, GPU80)

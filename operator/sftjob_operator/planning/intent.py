@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sftjob_operator.api.v1alpha1 import Spec
+from sftjob_operator.api.v1alpha1 import DORA_NEEDS_WHOLE_WEIGHTS, Spec
 from sftjob_operator.planning.batch import SpecError, batch_sizes
 from sftjob_operator.planning.rawkeys import RAW, handed_on, refuse_what_would_be_ignored, section_of
 
@@ -25,6 +25,7 @@ class Intent:
     global_batch_size: int
     micro_batch_size: int | None
     zero_stage: int | None
+    highest_stage: int
     activation_checkpointing: Literal["None", "Full"] | None
     precision: Literal["bf16", "fp32"] | None
     max_grad_norm: float
@@ -43,7 +44,9 @@ def intent(spec: Spec) -> Intent:
     raw = _without_auto(spec.deepspeed.config or {})
     workers = spec.workers
     processes = workers.gpus_per_node or workers.processes_per_node or 1
-    stage = _zero_stage(spec, raw)
+    stage, highest = _zero_stage(spec, raw), _highest_stage(spec)
+    if stage is not None and stage > highest:
+        raise SpecError("DeepSpeedConfigUnsupported", DORA_NEEDS_WHOLE_WEIGHTS)
     precision = _precision(spec, raw)
     norm = _max_grad_norm(spec, raw)
     sizes = batch_sizes(spec, raw, workers.nodes * processes)
@@ -54,6 +57,7 @@ def intent(spec: Spec) -> Intent:
         global_batch_size=sizes.global_size,
         micro_batch_size=sizes.micro_size,
         zero_stage=stage,
+        highest_stage=highest,
         activation_checkpointing=spec.deepspeed.activation_checkpointing,
         precision=precision,
         max_grad_norm=norm,
@@ -71,6 +75,12 @@ def _zero_stage(spec: Spec, raw: Mapping[str, Any]) -> int | None:
     if typed is not None and typed != value:
         raise _conflict(path, value, "spec.deepspeed.zeroStage", typed)
     return int(value)
+
+
+def _highest_stage(spec: Spec) -> int:
+    """The highest ZeRO stage at which this method works."""
+    is_dora = spec.training.lora is not None and spec.training.lora.variant == "DoRA"
+    return 2 if is_dora else 3
 
 
 def _precision(spec: Spec, raw: Mapping[str, Any]) -> Literal["bf16", "fp32"] | None:

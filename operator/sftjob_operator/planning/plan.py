@@ -149,7 +149,9 @@ def _stages(wanted: Intent, known: bool) -> tuple[Literal[0, 1, 2, 3], ...]:
     if wanted.world_size == 1:
         return (0,)
     # Stage 1 reduces gradients once a step, 2 and 3 in every pass: the lowest that fits is the fastest.
-    return (1, 2, 3) if known else (2,)
+    if not known:
+        return (2,)
+    return (1, 2, 3) if wanted.highest_stage == 3 else (1, 2)
 
 
 def _checkpointing(wanted: Intent) -> tuple[Literal["None", "Full"], ...]:
