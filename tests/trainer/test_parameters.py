@@ -154,7 +154,7 @@ def test_every_stage_steps_by_rate_times_factor(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.soak), 3])
 def test_frozen_parts_are_the_base_models_and_a_resumed_run_is_the_same(stage: int, tmp_path: Path) -> None:
     changes = CHANGES | {"deepspeed__zeroStage": stage}
     whole, resumed = (

@@ -48,7 +48,15 @@ def test_the_loss_after_kill_9_and_resume_is_bit_equal(precision: str, stage: in
     assert not list(checkpoints.glob(".staging-*"))
 
 
-@pytest.mark.parametrize(("variant", "stage"), [("DoRA", 0), ("RSLoRA", 1), ("DoRA", 2), ("LoRA", 3)])
+@pytest.mark.parametrize(
+    ("variant", "stage"),
+    [
+        pytest.param("DoRA", 0, marks=pytest.mark.soak),
+        pytest.param("RSLoRA", 1, marks=pytest.mark.soak),
+        ("DoRA", 2),
+        ("LoRA", 3),
+    ],
+)
 def test_adapters_resume_bit_equal_under_every_stage(variant: str, stage: int, tmp_path: Path) -> None:
     lora = {"rank": 4, "alpha": 8, "dropout": 0.1, "targetModules": ["AllLinear"], "variant": variant}
     changes = {"training__method": "LoRA", "training__lora": lora, "training__learningRate": 1e-2}
