@@ -35,6 +35,7 @@ def two_steps(
             "deepspeed__activationCheckpointing": cell.get("checkpointing", "None"),
             "deepspeed__offloadOptimizer": cell.get("optimizer", "None"),
             "deepspeed__offloadParameters": cell.get("parameters", "None"),
+            **adapters(cell.get("variant")),
         }
         job = gang.Job(Path(volume), ranks=world.size, changes=SETTINGS | changes)
         config = TrainConfig.model_validate(job.config())
@@ -62,6 +63,12 @@ def _has_empty_batch(parts: loop.Parts, step: int) -> bool:
     )
 
 
+def adapters(variant: str | None) -> dict[str, Any]:
+    """Changes for LoRA of this variant; None = all weights are trained."""
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targetModules": ["AllLinear"], "variant": variant}
+    return {} if variant is None else {"training__method": "LoRA", "training__lora": lora}
+
+
 SETTINGS = {
     "training__globalBatchSize": 8,
     "training__maxSteps": None,
@@ -82,7 +89,7 @@ def parts_of(
     network = model.load(
         volume / config.model.directory,
         dtype=precisions.dtype(precision),
-        adapters=None,
+        adapters=config.training.lora,
         activation_checkpointing=config.deepspeed.activation_checkpointing == "Full",
         zero3=settings if config.deepspeed.zero_stage == 3 and (world.size > 1 or offloaded) else None,
         seed=0,
@@ -106,22 +113,25 @@ def parts_of(
     )
 
 
-def reference(volume: Path, steps: tuple[int, ...] = STEPS) -> dict[str, list[float]]:
+def reference(
+    volume: Path, variant: str | None = None, steps: tuple[int, ...] = STEPS
+) -> dict[str, list[float]]:
     """The same steps in one process with plain torch: every row alone, one full batch, no DeepSpeed."""
-    config = TrainConfig.model_validate(gang.Job(volume, ranks=1, changes=SETTINGS).config())
+    config = TrainConfig.model_validate(
+        gang.Job(volume, ranks=1, changes=SETTINGS | adapters(variant)).config()
+    )
     rows = TokenCache(volume / config.data.cache).train
     network = model.load(
         volume / config.model.directory,
         dtype=torch.float32,
-        adapters=None,
+        adapters=config.training.lora,
         activation_checkpointing=False,
         zero3=None,
         seed=0,
     )
     chosen = config.training.optimizer
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=1e-3, betas=chosen.betas, eps=chosen.eps, weight_decay=0.0
-    )
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=chosen.betas, eps=chosen.eps, weight_decay=0.0)
     plan = training_plan(config, rows.lengths, packed=True)
     norms, losses = [], []
     for step in steps:
@@ -135,9 +145,7 @@ def reference(volume: Path, steps: tuple[int, ...] = STEPS) -> dict[str, list[fl
             count += batch.supervised
         optimizer.zero_grad()
         (total / count).backward()
-        norms.append(
-            float(torch.nn.utils.clip_grad_norm_(network.parameters(), config.training.max_grad_norm))
-        )
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, config.training.max_grad_norm)))
         losses.append(float(total.detach()) / count)
         optimizer.step()
     return {"norms": norms, "losses": losses}

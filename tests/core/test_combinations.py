@@ -38,6 +38,13 @@ CASES = {
         {"deepspeed": {"config": {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}}},
         {"deepspeed": {"offloadParameters": "CPU", "zeroStage": 3}},
     ),
+    "training.lora.variant DoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU": (
+        {
+            "training": {"method": "LoRA", "lora": {"variant": "DoRA"}},
+            "deepspeed": {"config": {"zero_optimization": {"stage": 3}}},
+        },
+        {"training": {"method": "LoRA", "lora": {"variant": "DoRA"}}, "deepspeed": {"zeroStage": 2}},
+    ),
 }
 
 

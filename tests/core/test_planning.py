@@ -392,3 +392,13 @@ def test_sizes_for_people_and_for_status():
     assert mebibytes(1) == "1Mi"
     assert quantity_bytes(mebibytes(61200 * 2**20)) == 61200 * 2**20
     assert gibibytes(int(61.2 * GIB)) == "61.2 GiB"
+
+
+def test_dora_is_never_planned_with_partitioned_weights():
+    lora = {"method": "LoRA", "lora": {"variant": "DoRA"}}
+    tight = Hardware(gpu_memory_bytes=12 * GIB)
+    workers = {"nodes": 1, "gpusPerNode": 8}
+    plain = plan(spec(training={"method": "LoRA"}, workers=workers), LLAMA_8B, tight)
+    assert isinstance(plain, Plan)
+    assert plain.zero_stage == 3
+    assert isinstance(plan(spec(training=lora, workers=workers), LLAMA_8B, tight), NoFit)

@@ -68,3 +68,15 @@ def test_patience_arrives_with_its_defaults():
 def test_an_evaluation_period_arrives_in_its_unit(period):
     found = rendered(evaluation=period).evaluation
     assert found.model_dump(by_alias=True, exclude_none=True) == period
+
+
+def test_parameter_groups_arrive_in_their_order_and_belong_to_the_identity():
+    groups = [{"pattern": "b*", "freeze": True}, {"pattern": "a*", "learningRateFactor": 0.1}]
+    found = rendered(training={"parameterGroups": groups})
+    assert [group.pattern for group in found.training.parameter_groups] == ["b*", "a*"]
+    assert [group.freeze for group in found.training.parameter_groups] == [True, False]
+    assert found.training.parameter_groups[1].learning_rate_factor == 0.1
+    assert found.identity not in (
+        rendered().identity,
+        rendered(training={"parameterGroups": groups[:1]}).identity,
+    )

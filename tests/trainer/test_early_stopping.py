@@ -124,6 +124,7 @@ def test_a_training_that_stopped_early_only_exports_when_it_starts_again(
     assert lost.outcomes[0].reason == "BestCheckpointLost"  # type: ignore[union-attr]
 
 
+@pytest.mark.soak
 def test_the_best_of_a_partitioned_model_is_exported_too(tmp_path: Path) -> None:
     job = gang.Job(tmp_path / "volume", changes=CHANGES | {"deepspeed__zeroStage": 3})
     ended = job.run()

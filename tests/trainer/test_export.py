@@ -98,7 +98,9 @@ def test_a_lora_run_that_was_resumed_exports_the_very_same_weights(tmp_path: Pat
 def test_only_rank_0_copies_a_model_that_every_rank_holds() -> None:
     module = torch.nn.Linear(2, 3)
     engine = SimpleNamespace(module=module, zero_optimization_stage=lambda: 2)
-    first, other = (exports.gathered(engine, SimpleNamespace(is_first=first)) for first in (True, False))  # type: ignore[arg-type]
+    first, other = (
+        exports.gathered(engine, SimpleNamespace(is_first=first), partial=False) for first in (True, False)
+    )  # type: ignore[arg-type]
     assert first is not None
     assert first.keys() == {"weight", "bias"}
     assert other is None

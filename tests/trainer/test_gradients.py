@@ -16,6 +16,7 @@ from sft_trainer.data.tokenise import Tokens
 
 pytestmark = pytest.mark.processes
 
+VARIANTS = ("LoRA", "RSLoRA", "DoRA")
 STAGES, PACKED, ACCUMULATION = (0, 1, 2, 3), (True, False), (1, 4)
 
 
@@ -26,6 +27,11 @@ def cells(ranks: int) -> list[dict[str, Any]]:
         {"stage": stage, "accumulation": n, "micro": 8 // ranks // n, "packed": packed}
         for stage, n, packed in combinations
     ]
+    adapters = [
+        {"stage": stage, "accumulation": 4 // ranks, "micro": 2, "packed": True, "variant": variant}
+        for stage, variant in itertools.product(STAGES, VARIANTS)
+        if (stage, variant) != (3, "DoRA")  # refused: it takes norms of whole weights
+    ]
     pieces = {"accumulation": 8 // ranks, "micro": 1, "packed": True}
     single = {**pieces, "stage": 3, "checkpointing": "Full"}
     offloaded = [
@@ -33,7 +39,7 @@ def cells(ranks: int) -> list[dict[str, Any]]:
         {**pieces, "stage": 2, "optimizer": "CPU"},
         {**pieces, "stage": 3, "optimizer": "CPU", "parameters": "CPU"},
     ]
-    return [*plain, single, *offloaded]
+    return [*plain, *adapters, single, *offloaded]
 
 
 def strategies() -> list[dict[str, Any]]:
@@ -53,23 +59,24 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(volume: Path) -> dict[str, list[float]]:
-    return gradient_cells.reference(volume)
+def references(volume: Path) -> dict[str | None, dict[str, list[float]]]:
+    """By variant of LoRA; None = all weights."""
+    return {variant: gradient_cells.reference(volume, variant) for variant in (None, *VARIANTS)}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_gradient_norm_and_loss_equal_those_of_one_full_batch(
-    ranks: int, volume: Path, reference: dict[str, list[float]]
+    ranks: int, volume: Path, references: dict[str | None, dict[str, list[float]]]
 ) -> None:
     results = gang.call(gradient_cells.two_steps, ranks, volume=str(volume), cells=cells(ranks))
     wrong = [
         result
         for result in results
-        if result["norms"] != pytest.approx(reference["norms"], rel=1e-4)
-        or result["losses"] != pytest.approx(reference["losses"], rel=1e-4)
+        if result["norms"] != pytest.approx(references[result.get("variant")]["norms"], rel=1e-4)
+        or result["losses"] != pytest.approx(references[result.get("variant")]["losses"], rel=1e-4)
     ]
     assert len(results) == len(cells(ranks))
-    assert not wrong, f"reference {reference}"
+    assert not wrong, f"references {references}"
     assert any(result["empty"] for result in results), "no micro-batch was without supervised tokens"
 
 

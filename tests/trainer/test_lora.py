@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 import tiny
@@ -42,6 +43,30 @@ def test_a_head_with_weights_of_its_own_may_have_an_adapter(tmp_path: Path) -> N
     config = json.loads((tiny.model(tmp_path / "tiny") / "config.json").read_text())
     untied = transformers.AutoConfig.for_model(**{**config, "tie_word_embeddings": False})
     assert adapted(transformers.AutoModelForCausalLM.from_config(untied), "lm_head") == {"lm_head"}
+
+
+@pytest.mark.parametrize("variant", ["LoRA", "RSLoRA", "DoRA"])
+def test_a_variant_is_merged_by_its_formula(variant: str, model: Any) -> None:
+    """W + s B A with s = alpha / r or alpha / sqrt(r); of DoRA the rows are scaled to their trained norms."""
+    base = model.model.layers[0].self_attn.q_proj.weight.detach().clone()
+    settings = LoRA.model_validate(
+        {"rank": 4, "alpha": 8, "dropout": 0.0, "targetModules": ["q_proj"], "variant": variant}
+    )
+    adapted = lora.add(model, settings)
+    layer = adapted.base_model.model.model.layers[0].self_attn.q_proj
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.nn.init.normal_(b, std=0.1)
+    expected = base + (8 / 4 if variant != "RSLoRA" else 8 / 4**0.5) * (b @ a)
+    if variant == "DoRA":
+        norms = layer.lora_magnitude_vector["default"].weight
+        torch.testing.assert_close(norms, base.norm(dim=1))  # as initialised
+        torch.nn.init.uniform_(norms, 0.5, 2.0)
+        expected = norms[:, None] * expected / expected.norm(dim=1, keepdim=True)
+    ids = torch.arange(20)[None]
+    before = adapted(input_ids=ids).logits
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged.model.layers[0].self_attn.q_proj.weight, expected)
+    torch.testing.assert_close(merged(input_ids=ids).logits, before, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])

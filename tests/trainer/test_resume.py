@@ -5,6 +5,8 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import gang
 from sft_trainer.checkpoint import manifest
@@ -44,6 +46,33 @@ def test_the_loss_after_kill_9_and_resume_is_bit_equal(precision: str, stage: in
     assert ended.outcomes[0].resumed_from_step == 3
     assert killed.curve() == whole.curve()
     assert not list(checkpoints.glob(".staging-*"))
+
+
+@pytest.mark.parametrize(
+    ("variant", "stage"),
+    [
+        pytest.param("DoRA", 0, marks=pytest.mark.soak),
+        pytest.param("RSLoRA", 1, marks=pytest.mark.soak),
+        ("DoRA", 2),
+        ("LoRA", 3),
+    ],
+)
+def test_adapters_resume_bit_equal_under_every_stage(variant: str, stage: int, tmp_path: Path) -> None:
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.1, "targetModules": ["AllLinear"], "variant": variant}
+    changes = {"training__method": "LoRA", "training__lora": lora, "training__learningRate": 1e-2}
+    changes |= {"deepspeed__zeroStage": stage, "training__maxSteps": 5, "evaluation__periodSteps": None}
+    whole, killed = (gang.Job(tmp_path / name, changes=changes) for name in ("whole", "killed"))
+    assert whole.run().codes == [0, 0]
+    with killed.start() as run:
+        run.ranks.until("step 4/5")
+        run.ranks.send(signal.SIGKILL)
+        run.end()
+    ended = killed.run(attempt=2)
+    assert ended.codes == [0, 0], ended.output
+    assert ended.outcomes[0].resumed_from_step == 3  # type: ignore[union-attr]
+    assert killed.curve() == whole.curve()
+    one, other = (load_file(job.folder / "export" / "model.safetensors") for job in (whole, killed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_sigterm_to_one_rank_saves_and_stops_all_and_the_next_run_goes_on(tmp_path: Path) -> None:

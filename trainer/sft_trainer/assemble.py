@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sft_trainer import engine as engines
-from sft_trainer import loop, model, precision
+from sft_trainer import loop, model, parameters, precision
 from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import fence, owner, resume
 from sft_trainer.checkpoint.commit import Store
@@ -110,6 +110,7 @@ def build(
         zero3=settings if partitioned else None,
         seed=config.training.seed,
     )
+    parameters.freeze(network, config.training.parameter_groups)
     expected = checkpoint_bytes(*model.counts(network), chosen)
     engine = engines.initialize(network, config, settings)
     packed = config.data.packing == "BestFit" and packing_is_safe(engine, cache.train, world)

@@ -244,12 +244,17 @@ class TrainData(Contract):
 
 
 class LoRA(Contract):
-    """Low-rank adapters (https://arxiv.org/abs/2106.09685); `AllLinear` = every linear layer but the head."""
+    """Low-rank adapters (https://arxiv.org/abs/2106.09685); `AllLinear` = every linear layer but the head.
+
+    RSLoRA (https://arxiv.org/abs/2312.03732) scales them by alpha / sqrt(rank) instead of alpha / rank; DoRA
+    (https://arxiv.org/abs/2402.09353) trains the norms of the weights' rows apart from their directions.
+    """
 
     rank: int
     alpha: int
     dropout: float
     target_modules: list[str]
+    variant: Literal["LoRA", "RSLoRA", "DoRA"] = "LoRA"
 
 
 class Scheduler(Contract):
@@ -268,6 +273,14 @@ class Optimizer(Contract):
     betas: tuple[float, float]
     eps: float
     weight_decay: float
+
+
+class ParameterGroup(Contract):
+    """What happens to the parameters whose names match `pattern`, and no earlier pattern: exactly one of the two."""
+
+    pattern: str
+    learning_rate_factor: float | None = None
+    freeze: bool = False
 
 
 class EarlyStopping(Contract):
@@ -292,6 +305,7 @@ class Training(Contract):
     learning_rate: float
     scheduler: Scheduler
     optimizer: Optimizer
+    parameter_groups: list[ParameterGroup] = Field(default_factory=list)
     max_grad_norm: float
     early_stopping: EarlyStopping | None = None
     precision: Literal["bf16", "fp16", "fp32", "Auto"]  # Auto: only the pod sees the hardware

@@ -11,6 +11,7 @@ import deepspeed
 import torch
 from torch import nn
 
+from sft_trainer import parameters
 from sft_trainer.config import TrainConfig
 from sft_trainer.errors import UserError
 from sft_trainer.lossscale import LossScaler
@@ -122,14 +123,8 @@ def initialize(model: nn.Module, config: TrainConfig, settings: dict[str, Any]) 
 def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Adam or AdamW; weight decay applies to matrices only, as usual: not to norms and biases."""
     chosen = config.training.optimizer
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": parameters}]
-    if chosen.weight_decay > 0:
-        matrices = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) > 1]
-        vectors = [p for p in parameters if len(getattr(p, "ds_shape", p.shape)) <= 1]
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     return _KINDS[chosen.type](
-        [group for group in groups if group["params"]],
+        parameters.groups(model, config.training.parameter_groups, chosen.weight_decay),
         lr=config.training.learning_rate,
         betas=chosen.betas,
         eps=chosen.eps,
@@ -139,9 +134,9 @@ def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(engine: Engine, rate: float) -> None:
-    """Use `rate` for the next optimizer step."""
+    """Use `rate`, times the factor of each group, for the next optimizer step."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(parameters.LEARNING_RATE_FACTOR, 1.0)  # older checkpoints know none
 
 
 def loss_scale(engine: Engine) -> float:

@@ -53,19 +53,18 @@ def export(parts: Parts, volume: Path) -> int:
     """
     ids = np.asarray(parts.rows.row(0)[0][:_PROBE_TOKENS], np.int64)
     expected = _probe(parts.engine, ids, parts.world.device)
-    state = gathered(parts.engine, parts.world)
+    state = gathered(parts.engine, parts.world, partial=parts.config.training.method == "LoRA")
     size = parts.world.first(lambda: _write(parts, volume, state or {}, ids, expected))
     if parts.world.is_first:
         logger.info("export %s: %.1f MB, reloaded and checked", parts.store.folder.export.name, size / 1e6)
     return size
 
 
-def gathered(engine: Engine, world: World) -> State | None:
-    """The trained tensors on the CPU of rank 0 (of adapters only, where the base is frozen). Collective.
+def gathered(engine: Engine, world: World, *, partial: bool) -> State | None:
+    """The tensors of the model on the CPU of rank 0; `partial`: only those that are trained. Collective.
 
     None on the other ranks: the host may have room for one copy of the model and not for one per rank.
     """
-    partial = any(not p.requires_grad for p in engine.module.parameters())
     if engine.zero_optimization_stage() == 3:
         state: State | None = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=partial)
         return state

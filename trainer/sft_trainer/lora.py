@@ -29,6 +29,8 @@ def add(model: Any, adapters: LoRA) -> Any:
         lora_alpha=adapters.alpha,
         lora_dropout=adapters.dropout,
         target_modules="all-linear" if everything else list(adapters.target_modules),
+        use_rslora=adapters.variant == "RSLoRA",
+        use_dora=adapters.variant == "DoRA",
         bias="none",
         task_type="CAUSAL_LM",
     )

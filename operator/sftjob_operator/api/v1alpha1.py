@@ -190,6 +190,11 @@ class LoRA(ApiModel):
         description="Names of the layers that get adapters. "
         "Default [AllLinear]: every linear layer but the head.",
     )
+    variant: Literal["LoRA", "RSLoRA", "DoRA"] = Field(
+        "LoRA",
+        description="RSLoRA scales the update by alpha / sqrt(rank), so that a high rank learns as fast; DoRA also "
+        "trains the norms of the weights' rows: slower, often better at a low rank. Default LoRA.",
+    )
 
 
 class Scheduler(ApiModel):
@@ -232,6 +237,27 @@ class Optimizer(ApiModel):
         description="Decay of matrices: of the weights themselves with AdamW, added to their gradients with "
         "Adam. Default 0.",
     )
+
+
+class ParameterGroup(ApiModel):
+    """Parameters, by name, that learn at another rate or not at all."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "(has(self.freeze) && self.freeze) != has(self.learningRateFactor)",
+                "spec.training.parameterGroups: set either learningRateFactor or freeze: true",
+            )
+        )
+    )
+    pattern: Annotated[str, Field(min_length=1, max_length=253)] = Field(
+        description="Shell pattern for whole names, such as model.embed_tokens.* or model.layers.[0-3].*; * also "
+        "matches dots. Of several that match a name the first decides."
+    )
+    learning_rate_factor: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None, description="They learn at so many times the scheduled rate."
+    )
+    freeze: bool = Field(False, description="true = they stay as they are in the base model.")
 
 
 class EarlyStopping(ApiModel):
@@ -288,6 +314,10 @@ class Training(ApiModel):
     optimizer: Optimizer = Field(default_factory=Optimizer, description="Optimizer and its constants.")
     max_grad_norm: Annotated[float, Field(gt=0, le=1000000)] = Field(
         1.0, description="Gradients are scaled down to this global norm. Default 1."
+    )
+    parameter_groups: Annotated[list[ParameterGroup], Field(max_length=32)] = Field(
+        default_factory=list,
+        description="Parameters that learn at another rate or not at all; a pattern that matches none is refused.",
     )
     early_stopping: EarlyStopping | None = Field(
         None, description="Absent = train to the end. Needs an evaluation period."
@@ -566,6 +596,10 @@ class Export(ApiModel):
 # --------------------------------------------------------------------------- the object
 
 
+DORA_NEEDS_WHOLE_WEIGHTS = (
+    "spec.training.lora.variant: DoRA takes norms of whole weights, which ZeRO stage 3 partitions: set "
+    "spec.deepspeed.zeroStage to 2 or lower, or use RSLoRA"
+)
 _EVALUATES = (
     "has(self.evaluation) && (has(self.evaluation.periodSteps) || has(self.evaluation.periodSeconds) || "
     "has(self.evaluation.periodEpochs))"
@@ -596,6 +630,12 @@ class Spec(ApiModel):
             (
                 f"!({_EVALUATES}) || has(self.data.eval)",
                 "spec.evaluation.periodSteps, periodSeconds and periodEpochs need held-out rows: set spec.data.eval",
+            ),
+            (
+                "!has(self.training) || !has(self.training.lora) || !has(self.training.lora.variant) || "
+                "self.training.lora.variant != 'DoRA' || !has(self.deepspeed) || "
+                "!has(self.deepspeed.zeroStage) || self.deepspeed.zeroStage != 3",
+                DORA_NEEDS_WHOLE_WEIGHTS,
             ),
             _needs_evaluations(_STOPS_EARLY, "spec.training.earlyStopping"),
             _needs_evaluations(

@@ -88,8 +88,13 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
 def identity(job: SFTJob, facts: config.PrepareResult) -> str:
     """Digest of what must not change under a checkpoint: model, data, seed, which weights are trained."""
     training = job.spec.training
-    adapters = _lora(job).model_dump() if training.method == "LoRA" else None
-    return digest([facts.model.resolved, facts.data.hash, training.seed, training.method, adapters], 16)
+    adapters = _lora(job).model_dump(exclude_defaults=True) if training.method == "LoRA" else None
+    groups = (
+        [[group.model_dump() for group in training.parameter_groups]] if training.parameter_groups else []
+    )
+    return digest(
+        [facts.model.resolved, facts.data.hash, training.seed, training.method, adapters, *groups], 16
+    )
 
 
 def _training(job: SFTJob, chosen: Plan, wanted: Intent) -> config.Training:
@@ -118,6 +123,7 @@ def _training(job: SFTJob, chosen: Plan, wanted: Intent) -> config.Training:
             weight_decay=spec.optimizer.weight_decay,
         ),
         max_grad_norm=wanted.max_grad_norm,
+        parameter_groups=[config.ParameterGroup(**group.model_dump()) for group in spec.parameter_groups],
         early_stopping=_early_stopping(spec.early_stopping),
         precision=wanted.precision or "Auto",
         seed=spec.seed,
@@ -133,7 +139,11 @@ def _early_stopping(wanted: EarlyStopping | None) -> config.EarlyStopping | None
 def _lora(job: SFTJob) -> config.LoRA:
     lora = job.spec.training.lora or LoRA()
     return config.LoRA(
-        rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, target_modules=list(lora.target_modules)
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        variant=lora.variant,
     )
 
 

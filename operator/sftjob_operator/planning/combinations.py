@@ -57,6 +57,14 @@ ROWS = (
         "set deepspeed.zeroStage to 3, or remove it",
         lambda spec, wanted: wanted.offload_parameters == "CPU" and wanted.zero_stage in (0, 1, 2),
     ),
+    Row(
+        "training.lora.variant DoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU",
+        "it takes norms of whole weights, which stage 3 partitions",
+        "set deepspeed.zeroStage to 2 or lower, or training.lora.variant to RSLoRA",
+        lambda spec, wanted: (
+            wanted.highest_stage < 3 and (wanted.zero_stage == 3 or wanted.offload_parameters == "CPU")
+        ),
+    ),
 )
 
 

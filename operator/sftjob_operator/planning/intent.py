@@ -28,6 +28,7 @@ class Intent:
     zero_stage: int | None
     offload_optimizer: Offload | None
     offload_parameters: Offload | None
+    highest_stage: int
     activation_checkpointing: Literal["None", "Full"] | None
     precision: Precision | None
     max_grad_norm: float
@@ -63,6 +64,7 @@ def intent(spec: Spec) -> Intent:
         offload_parameters=_offload(
             raw, "offload_param", "offloadParameters", spec.deepspeed.offload_parameters
         ),
+        highest_stage=_highest_stage(spec),
         activation_checkpointing=spec.deepspeed.activation_checkpointing,
         precision=precision,
         max_grad_norm=norm,
@@ -80,6 +82,12 @@ def _zero_stage(spec: Spec, raw: Mapping[str, Any]) -> int | None:
     if typed is not None and typed != value:
         raise _conflict(path, value, "spec.deepspeed.zeroStage", typed)
     return int(value)
+
+
+def _highest_stage(spec: Spec) -> int:
+    """The highest ZeRO stage at which this method works (combinations)."""
+    is_dora = spec.training.lora is not None and spec.training.lora.variant == "DoRA"
+    return 2 if is_dora else 3
 
 
 def _offload(raw: Mapping[str, Any], name: str, alias: str, typed: Offload | None) -> Offload | None:

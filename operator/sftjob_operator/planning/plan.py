@@ -203,7 +203,7 @@ def host_bytes(spec: Spec, hardware: Hardware) -> int | None:
 
 def _offloads(wanted: Intent, host_known: bool) -> list[tuple[Offload, Offload]]:
     """Where optimizer and parameters lie. Of itself only where the pod is known to have memory for them."""
-    free = host_known and wanted.zero_stage in (None, 3)
+    free = host_known and wanted.zero_stage in (None, 3) and wanted.highest_stage == 3
     optimizers: tuple[Offload, ...] = ("None", "CPU") if free else ("None",)
     parameters: tuple[Offload, ...] = optimizers
     if wanted.offload_optimizer is not None:
@@ -222,11 +222,15 @@ def _stages(
     if resumed is not None and resumed.zero_stage == 0:
         return () if offloads else (0,)
     if offloads:
-        return (3,)  # 2 accumulates gradients on the CPU in the model's type, 1 keeps them on the GPU
+        return (
+            (3,) if wanted.highest_stage == 3 else (1,)
+        )  # 2 accumulates gradients on the CPU in the model's type, 1 keeps them on the GPU
     if wanted.world_size == 1 and resumed is None:  # nothing to partition; stage 0 has no fp16 (combinations)
         return (1,) if precision == "fp16" else (0,)
     # Stage 1 reduces gradients once a step, 2 and 3 in every pass: the lowest that fits is the fastest.
-    return (1, 2, 3) if known else (2,)
+    if not known:
+        return (2,)
+    return (1, 2, 3) if wanted.highest_stage == 3 else (1, 2)
 
 
 def _checkpointing(wanted: Intent) -> tuple[Literal["None", "Full"], ...]:
