@@ -122,6 +122,7 @@ def _ours(name: str, data: Prepared, steps: int, folder: Path, *, lean: bool) ->
         "checkpoint": {"keepLast": 1, "onExisting": "StartFresh"},
         "evaluation": {},
         "export": {"format": "Merged"},
+        "keepFreedMemory": not lean,
     }
     given, scratch = folder / "config", folder / "run"
     for path in (given, scratch):

@@ -74,6 +74,7 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
         ),
         evaluation=config.Evaluation(period_steps=spec.evaluation.period_steps),
         export=config.Export(format=spec.export.format),
+        keep_freed_memory=wanted.accelerator == "cpu" and chosen.has_room,
     )
 
 
