@@ -5,7 +5,7 @@ export SFTJOB_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sftjob
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast soak lint format typecheck generate verify lock cluster cluster-demo cluster-down bench bench-prepare clean
+.PHONY: help install demo test test-fast soak lint format typecheck generate verify lock cluster cluster-demo cluster-down bench bench-prepare bench-trainer clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | column -t -s '|'
@@ -46,6 +46,7 @@ lock: ## requirements/*.txt from pyproject.toml, with hashes
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --all-extras --group dev pyproject.toml -o requirements/dev.txt
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group build -o requirements/build.txt
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group kernels -c requirements/trainer.txt -o requirements/kernels.txt
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group bench -c requirements/trainer.txt -o requirements/bench.txt
 
 cluster: install ## a real Kubernetes with two nodes on this machine (Linux, root, Go)
 	@$(PYTHON) tests/devcluster up
@@ -61,6 +62,9 @@ bench: install ## figures of docs/benchmarks.md
 
 bench-prepare: install ## preparation against the bare tokenizer
 	@TOKENIZERS_PARALLELISM=true $(PYTHON) -m bench.prepare
+
+bench-trainer: install ## tokens/s against TRL and a plain loop on the same work (16 GB; a quick look: ARGS="--repetitions 1 --steps 4")
+	@$(PYTHON) -m bench.trainer $(ARGS)
 
 clean: ## what the targets made in this folder (the download cache stays)
 	@rm -rf .venv .sftjob build dist .mypy_cache .ruff_cache .pytest_cache

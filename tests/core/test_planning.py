@@ -283,6 +283,14 @@ def test_where_the_available_memory_comes_from(workers, hardware, expected):
     assert available_bytes(spec(workers=workers), hardware) == expected
 
 
+@pytest.mark.parametrize(("share", "room"), [(1.2, False), (1.3, True)])
+def test_a_quarter_more_memory_than_estimated_is_room(share, room):
+    cpu = {"workers": {"gpusPerNode": 0}, "deepspeed": {"zeroStage": 0}}
+    need = choose(SMALL, Hardware(), **cpu).memory_bytes
+    assert choose(SMALL, Hardware(host_memory_bytes=int(share * need)), **cpu).has_room == room
+    assert not choose(SMALL, Hardware(), **cpu).has_room  # of unknown memory nothing is to spare
+
+
 def no_fit(model: ModelFacts, hardware: Hardware, **parts) -> str:
     wanted = spec(**parts)
     found = plan(wanted, model, hardware)

@@ -54,11 +54,18 @@ def without(environment: dict[str, str], names: set[str]) -> dict[str, str]:
 
 
 def environment(
-    inherited: dict[str, str], *, slots: int = 2, cpus: int = 8, accelerator: str = "cpu"
+    inherited: dict[str, str],
+    *,
+    slots: int = 2,
+    cpus: int = 8,
+    accelerator: str = "cpu",
+    keep_freed_memory: bool = False,
 ) -> dict[str, str]:
     gang = Gang([Host("a", slots), Host("b", slots)], 1, "10.0.0.1", 29500)
     run = RunFolder(Path("/run/sftjob"))
-    return rank_environment(inherited, gang, 1, accelerator=accelerator, run=run, cpus=cpus)
+    return rank_environment(
+        inherited, gang, 1, accelerator=accelerator, run=run, cpus=cpus, keep_freed_memory=keep_freed_memory
+    )
 
 
 @pytest.mark.parametrize(("cpus", "threads"), [(8, "4"), (3, "1"), (1, "1")])
@@ -74,6 +81,30 @@ def test_what_the_user_set_wins_over_our_defaults_but_not_over_the_gang() -> Non
 def test_only_ranks_without_gpu_are_told_that_they_have_none() -> None:
     assert environment({})["DS_ACCELERATOR"] == "cpu"
     assert "DS_ACCELERATOR" not in environment({}, accelerator="gpu")
+
+
+def test_the_allocator_keeps_freed_memory_only_where_told_and_not_over_the_users_word() -> None:
+    assert "GLIBC_TUNABLES" not in environment({})
+    assert "glibc.malloc.mmap_max=0" in environment({}, keep_freed_memory=True)["GLIBC_TUNABLES"].split(":")
+    users = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
+    assert environment(users, keep_freed_memory=True)["GLIBC_TUNABLES"] == users["GLIBC_TUNABLES"]
+
+
+@pytest.mark.processes
+def test_the_allocator_settings_are_understood_and_save_page_faults() -> None:
+    script = (
+        "import ctypes, resource\n"
+        "for _ in range(20):\n"
+        "    ctypes.memset(ctypes.create_string_buffer(32 << 20), 1, 32 << 20)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
+    )
+
+    def faults(keep: bool) -> int:
+        variables = environment(dict(os.environ), keep_freed_memory=keep)
+        command = [sys.executable, "-c", script]
+        return int(subprocess.run(command, env=variables, capture_output=True, check=True, text=True).stdout)
+
+    assert faults(keep=True) < faults(keep=False) / 2
 
 
 def test_the_inherited_environment_is_left_as_it_was() -> None:

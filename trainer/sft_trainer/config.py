@@ -381,6 +381,9 @@ class TrainConfig(Contract):
     checkpoint: Checkpointing
     evaluation: Evaluation
     export: Export
+    keep_freed_memory: bool = (
+        False  # CPU ranks: the allocator gives nothing back; faster, and a quarter larger
+    )
 
 
 # --------------------------------------------------------------------------- what pods say

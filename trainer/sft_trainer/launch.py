@@ -112,7 +112,13 @@ class Launch:
                 rank=rank,
                 command=self._command,
                 environment=rank_environment(
-                    self._environment, gang, slot, accelerator=train.topology.accelerator, run=run, cpus=cpus
+                    self._environment,
+                    gang,
+                    slot,
+                    accelerator=train.topology.accelerator,
+                    run=run,
+                    cpus=cpus,
+                    keep_freed_memory=train.keep_freed_memory,
                 ),
                 marker=run.marker(rank),
                 log=RankLog(

@@ -82,6 +82,7 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
             period_epochs=spec.evaluation.period_epochs,
         ),
         export=config.Export(format=spec.export.format, checkpoint="Best" if spec.exports_best else "Last"),
+        keep_freed_memory=wanted.accelerator == "cpu" and chosen.has_room,
     )
 
 

@@ -14,6 +14,11 @@ from sft_trainer.launcher.hostfile import Host
 from sft_trainer.run_folder import RunFolder
 
 _DEVICES = "CUDA_VISIBLE_DEVICES"
+# glibc takes every large tensor from the kernel, page by page, and gives it back at once: 15 % of a step.
+# With these it keeps what was freed; the ranks' heap grows in pieces of 64 MiB.
+_KEEP_FREED_MEMORY = ":".join(
+    ("glibc.malloc.mmap_max=0", f"glibc.malloc.trim_threshold={2**36}", f"glibc.malloc.top_pad={2**26}")
+)
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,14 @@ def rank_environment(
     accelerator: str,
     run: RunFolder,
     cpus: int,
+    keep_freed_memory: bool = False,
 ) -> dict[str, str]:
     """The whole environment of one rank; what the user set (`workers.env`) wins over our defaults.
 
     UserError if CUDA_VISIBLE_DEVICES is set and names fewer GPUs than there are ranks.
 
     `cpus` are those of the pod: threads beyond a rank's share of them only wait for each other.
+    `keep_freed_memory` is for ranks without GPU that have memory to spare.
     """
     slots = gang.hosts[gang.node].slots
     defaults = {
@@ -76,6 +83,8 @@ def rank_environment(
     }
     if accelerator == "cpu":
         defaults["DS_ACCELERATOR"] = "cpu"
+    if keep_freed_memory:
+        defaults["GLIBC_TUNABLES"] = _KEEP_FREED_MEMORY
     return {
         **defaults,
         **inherited,
