@@ -3,7 +3,7 @@
 Every rank takes the same branches: whatever could differ between ranks (loss, a signal, the clock) goes
 through one all-reduce at the step boundary first. The gradient of a step is that of the mean loss over all
 supervised tokens of the global batch, because every micro-batch's sum is divided by their number over all
-ranks.
+ranks (by the sum of their weights, where rows have weights).
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def train(parts: Parts, start: int, loss: float | None) -> float | None:
         )
         own = optimizer_step(parts, step, rate)
         due = world.is_first and period is not None and time.monotonic() - saved_at >= period
-        loss_sum, supervised, tokens, stop, save = world.sum(
-            [own.loss_sum, own.supervised, own.tokens, parts.stop.requested, due]
+        loss_sum, weight, supervised, tokens, stop, save = world.sum(
+            [own.loss_sum, own.weight, own.supervised, own.tokens, parts.stop.requested, due]
         )
         done = step + 1
-        loss = loss_sum / supervised if supervised else None
+        loss = loss_sum / weight if weight else None
         _require_finite(loss, own.norm, done)
         parts.reporter.step(
             StepFacts(
@@ -105,6 +105,7 @@ class OwnStep:
     """What this rank did in one optimizer step."""
 
     loss_sum: float = 0.0
+    weight: float = 0.0
     supervised: int = 0
     tokens: int = 0
     padding: int = 0
@@ -122,9 +123,10 @@ def optimizer_step(parts: Parts, step: int, rate: float) -> OwnStep:
         for micro in parts.plan.micro_batches(step, world.rank)
     ]
     own.supervised = sum(batch.supervised for batch in batches)
-    (everywhere,) = world.sum([own.supervised])
+    own.weight = sum(batch.weight for batch in batches)
+    (everywhere,) = world.sum([own.weight])
     # DeepSpeed averages gradients over ranks: times their number, it is the sum again.
-    scale = world.size / max(1.0, everywhere)
+    scale = world.size / (everywhere or 1.0)
     clock = _lap(own.phases, "data_wait", clock)
     losses = torch.zeros((), dtype=torch.float64, device=world.device)
     for index, batch in enumerate(batches):

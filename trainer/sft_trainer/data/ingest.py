@@ -70,7 +70,8 @@ class Counts:
     longest: int = 0
     read: int = 0
     by_source: dict[str, dict[str, Any]] = field(default_factory=dict)
-    first_skipped: str = ""
+    skipped_first: list[str] = field(default_factory=list)
+    whole: array[int] = field(default_factory=lambda: array("i"))  # tokens of every row before it is cut
 
 
 class Ingest:
@@ -146,13 +147,14 @@ class Ingest:
             fix = f"fix the {row.place.unit} or set data.onInvalidRow: Skip"
             raise UserError(error.reason, f"{row.place}: {error}; {fix}") from error
         self._counts.skipped += 1
-        self._counts.first_skipped = self._counts.first_skipped or f"{row.place}: {error}"
         if self._counts.skipped <= _LOGGED_SKIPS:
+            self._counts.skipped_first.append(f"{row.place}: {error}")
             logger.warning("skipped %s: %s", row.place, error)
 
     def _keep(self, one: Opened, row: Rendered, tokens: Tokens) -> None:
         counts, data = self._counts, self._recipe.data
         counts.longest = max(counts.longest, len(tokens.ids))
+        counts.whole.append(len(tokens.ids))
         kept = tokens
         if len(tokens.ids) > data.max_length:
             if data.on_too_long == "Fail":
@@ -207,9 +209,9 @@ class Ingest:
         cache.move_to_eval(self._directory, [one[0] for one in places], gone)
         held_out = cache.Split(self._directory / "eval.arrow")
         for index, one in enumerate(places):
-            tokens, mask = held_out.row(index)
+            tokens, weights = held_out.row(index)
             self._counts.tokens -= len(tokens) * len(one)
-            self._counts.supervised -= int(np.sum(mask)) * len(one)
+            self._counts.supervised -= int(np.count_nonzero(weights)) * len(one)
         self._lengths = array("i", (n for index, n in enumerate(self._lengths) if index not in gone))
         self._counts.eval_rows = len(places)
 
@@ -219,7 +221,7 @@ class Ingest:
             return
         if counts.skipped == counts.read:
             raise UserError(
-                "EmptyData", f"all {counts.read} rows are invalid; the first: {counts.first_skipped}"
+                "EmptyData", f"all {counts.read} rows are invalid; the first: {counts.skipped_first[0]}"
             )
         if counts.eval_rows:
             raise UserError(
