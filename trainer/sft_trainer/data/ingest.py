@@ -52,7 +52,7 @@ class Rendered(NamedTuple):
 
     place: Place
     supervision: Supervision
-    fingerprint: bytes  # of its words
+    fingerprint: bytes  # of its words; empty where nothing is decided by it
 
 
 @dataclass
@@ -117,6 +117,7 @@ class Ingest:
     def _valid(self, one: Opened) -> Iterator[Rendered]:
         """Rows that can be trained on; others end the preparation, or are counted. Runs beside `_keep`."""
         format_name: str = "" if one.source.format == "Auto" else one.source.format
+        decides = self._decides_by_content(one)
         for row in islice(one.rows(), one.source.max_rows):
             self._counts.read += 1
             try:
@@ -125,7 +126,7 @@ class Ingest:
                 if not format_name:
                     format_name = _detected(one, row)
                 conversation = self._conversation(one, row, format_name)
-                words = content.fingerprint(conversation)
+                words = content.fingerprint(conversation) if decides else b""
                 if self._is_duplicate(conversation, words):
                     continue
                 supervision = supervise(conversation, self._recipe.template, self._recipe.data.loss_on)
@@ -173,12 +174,17 @@ class Ingest:
             self._writer.add("eval", kept)
             return
         times = content.repeats(row.fingerprint, one.source.weight)
-        self._remember(row, range(len(self._lengths), len(self._lengths) + times))
+        if self._split_percent is not None:
+            self._remember(row, range(len(self._lengths), len(self._lengths) + times))
         for _ in range(times):
             self._writer.add("train", kept)
         self._lengths.extend([len(kept.ids)] * times)
         counts.tokens += len(kept.ids) * times
         counts.supervised += kept.supervised * times
+
+    def _decides_by_content(self, one: Opened) -> bool:
+        is_fraction = one.source.weight != int(one.source.weight)
+        return self._split_percent is not None or self._recipe.data.deduplicate != "None" or is_fraction
 
     def _is_duplicate(self, conversation: Conversation, words: bytes) -> bool:
         if self._recipe.data.deduplicate == "None":
