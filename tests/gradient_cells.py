@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import gang
@@ -45,7 +46,7 @@ def two_steps(
             empty |= _has_empty_batch(parts, step)
             with Prefetch(parts.rows, parts.plan, world, step) as ahead:
                 own = loop.optimizer_step(parts, ahead.take(step), 1e-3)
-            total, count = world.sum([own.loss_sum, own.supervised])
+            total, count = world.sum([own.loss_sum, own.weight])
             norms.append(own.norm)
             losses.append(total / count)
         results.append({**cell, "ranks": world.size, "norms": norms, "losses": losses, "empty": empty})
@@ -135,14 +136,16 @@ def reference(
     plan = training_plan(config, rows.lengths, packed=True)
     norms, losses = [], []
     for step in steps:
-        total, count = torch.zeros(()), 0
+        total, count = torch.zeros(()), 0.0
         for row in (row for pack in plan.sequences(step) for row in pack):
             batch = collate(MicroBatch([[row]]), rows, torch.device("cpu"), packed=False)
             logits = network(input_ids=batch.input_ids, use_cache=False).logits[0]
-            total = total + torch.nn.functional.cross_entropy(
-                logits, batch.targets[0], ignore_index=IGNORED, reduction="sum"
+            each = torch.nn.functional.cross_entropy(
+                logits, batch.targets[0], ignore_index=IGNORED, reduction="none"
             )
-            count += batch.supervised
+            weights = torch.from_numpy(np.append(rows.row(row)[1][1:], np.float32(0)))
+            total = total + (each * weights).sum()
+            count += float(weights.sum())
         optimizer.zero_grad()
         (total / count).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained, config.training.max_grad_norm)))

@@ -83,4 +83,7 @@ class Room:
         """Of every row: its text, and the supervised part of it."""
         tokenizer = Tokenizer(self.workspace / model)
         rows = [split.row(index) for index in range(len(split))]
-        return [(tokenizer.decode(ids.tolist()), tokenizer.decode(ids[mask].tolist())) for ids, mask in rows]
+        return [
+            (tokenizer.decode(ids.tolist()), tokenizer.decode(ids[weights > 0].tolist()))
+            for ids, weights in rows
+        ]

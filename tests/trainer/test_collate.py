@@ -10,15 +10,15 @@ from sft_trainer.collate import IGNORED, Batch, collate
 class Rows:
     """Three rows; token 9 is also what padding could be."""
 
-    data = (([1, 2, 9], [0, 1, 1]), ([4, 9, 9, 5], [1, 0, 1, 1]), ([9], [1]))
+    data = (([1, 2, 9], [0, 1, 1]), ([4, 9, 9, 5], [1, 0, 1, 1]), ([9], [1]), ([7, 8, 9], [0, 0.5, 2]))
 
     @property
     def lengths(self) -> np.ndarray:
         return np.array([len(ids) for ids, _ in self.data])
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        ids, mask = self.data[index]
-        return np.array(ids, np.int32), np.array(mask, bool)
+        ids, weights = self.data[index]
+        return np.array(ids, np.int32), np.array(weights, np.float32)
 
 
 def batch(packs: list[list[int]], *, packed: bool) -> Batch:
@@ -60,3 +60,12 @@ def test_a_document_of_one_token_has_no_target() -> None:
 def test_an_empty_micro_batch_has_positions_but_no_tokens() -> None:
     made = batch([], packed=True)
     assert (made.tokens, made.supervised, tuple(made.input_ids.shape)) == (0, 0, (1, 2))
+
+
+def test_weights_are_those_of_the_targets_and_none_where_all_count_alike() -> None:
+    assert batch([[0, 1]], packed=True).weights is None
+    assert batch([[0, 1]], packed=True).weight == 4
+    made = batch([[3, 0]], packed=True)
+    assert made.weights is not None
+    assert made.weights.tolist() == [[0.5, 2, 0, 1, 1, 0]]
+    assert (made.supervised, made.weight) == (4, 4.5)

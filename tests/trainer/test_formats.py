@@ -109,9 +109,10 @@ def test_text_parts_are_joined_and_other_parts_refused() -> None:
 
 
 def test_tool_calls_and_tools_are_kept_for_the_template() -> None:
-    call = [{"function": {"name": "rate", "arguments": "{}"}}]
+    call = [{"id": "a", "function": {"name": "rate", "arguments": {"of": "€"}}}]
+    written = [{"id": "a", "function": {"name": "rate", "arguments": '{"of": "€"}'}}]
     row = {
-        "messages": [{"role": "assistant", "content": None, "tool_calls": call}],
+        "messages": [{"role": "assistant", "content": None, "tool_calls": written}],
         "tools": '[{"name": "rate"}]',
     }
     read = conversation(row, "Messages", {})
@@ -119,9 +120,36 @@ def test_tool_calls_and_tools_are_kept_for_the_template() -> None:
     assert read.tools == ({"name": "rate"},)
 
 
-def test_an_answer_of_weight_zero_is_not_trained_on() -> None:
-    row = {"messages": [*TURNS, TURNS[0], {**TURNS[1], "weight": 0}]}
-    assert [m.train for m in conversation(row, "Messages", {}).messages] == [True, True, True, False]
+def test_a_function_call_in_sharegpt_becomes_a_tool_call_where_it_is_one() -> None:
+    one, other = {"name": "rate", "arguments": {"of": "€"}}, {"name": "now", "arguments": {}}
+    values = [json.dumps(one), json.dumps([one, other]), '{"name": "rate"}', "rate(€)", "[]"]
+    row = {
+        "conversations": [{"from": "human", "value": "?"}]
+        + [{"from": "function_call", "value": value} for value in values],
+        "tools": json.dumps([{"name": "rate", "parameters": {}}]),
+    }
+    read = conversation(row, "ShareGPT", {})
+    calls = [
+        [{"type": "function", "function": one}],
+        [{"type": "function", "function": f} for f in (one, other)],
+    ]
+    assert [(m.content, m.extra) for m in read.messages[1:]] == [
+        ("", {"tool_calls": calls[0]}),
+        ("", {"tool_calls": calls[1]}),
+        *((value, None) for value in values[2:]),
+    ]
+    assert read.tools == ({"type": "function", "function": {"name": "rate", "parameters": {}}},)
+
+
+def test_an_answer_may_count_more_or_less_or_not_at_all() -> None:
+    row = {"messages": [*TURNS, TURNS[0], {**TURNS[1], "weight": 0}, {**TURNS[1], "weight": 2.5}]}
+    assert [m.weight for m in conversation(row, "Messages", {}).messages] == [1, 1, 1, 0, 2.5]
+
+
+@pytest.mark.parametrize("weight", [-1, 101, 1e-9, float("nan"), "1", True, [1]], ids=str)
+def test_a_weight_that_is_none_is_refused(weight: Any) -> None:
+    with pytest.raises(RowError, match=r"message 2: weight is .*; write 0 or a number from 0\.001 to 100"):
+        conversation({"messages": [TURNS[0], {**TURNS[1], "weight": weight}]}, "Messages", {})
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
-"""The gradient of a step is that of the mean over all supervised tokens of the global batch, exactly.
+"""The gradient of a step is that of the weighted mean over all supervised tokens of the global batch, exactly.
 
 The reference is plain torch in one process: every row alone, one full batch. The steps compared are a full
 window and the last partial one; one row without any supervised token fills a micro-batch of its own.
 """
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gang
@@ -52,10 +54,19 @@ def strategies() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("gradients")
-    unsupervised = Tokens(list(range(128)), ())
-    gang.write_cache(root / "cache", [unsupervised, *gang.token_rows(40, seed=1)], [])
+    unsupervised = Tokens(np.arange(128, dtype=np.int32), ())
+    gang.write_cache(root / "cache", [unsupervised, *_weighted(gang.token_rows(40, seed=1))], [])
     gang.Job(root)
     return root
+
+
+def _weighted(rows: list[Tokens]) -> list[Tokens]:
+    """Every third row counts more or less than the others."""
+    chosen = [row.spans and index % 3 == 0 for index, row in enumerate(rows)]
+    return [
+        replace(row, weights=(0.25 + index % 4,)) if weigh else row
+        for index, (row, weigh) in enumerate(zip(rows, chosen, strict=True))
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def test_chatml_supervises_answers_with_their_end_and_without_the_line_break() -
     [
         (T.STRIPPING, [" hello <|im_end|>", " 小助手。\n\n你好。 <|im_end|>"]),
         (T.SYSTEM_AT_LAST_USER, ["hello<|im_end|>", "小助手。\n\n你好。<|im_end|>"]),
-        (T.REASONING, ["hello<|im_end|>", "小助手。\n\n你好。<|im_end|>"]),
+        (T.REASONING, ["hello<|im_end|>", "<think>\n\n</think>\n\n小助手。\n\n你好。<|im_end|>"]),
         (T.END_ONLY_ONCE, ["hello", "小助手。\n\n你好。\n<|im_end|>"]),
         (T.TAGGED, ["hello<|im_end|>", "小助手。\n\n你好。<|im_end|>"]),
         (T.WRONGLY_TAGGED, ["hello<|im_end|>", "小助手。\n\n你好。<|im_end|>"]),
@@ -116,11 +116,19 @@ def test_turns_after_the_last_answer_are_left_out() -> None:
 
 
 def test_an_answer_that_its_author_excludes_is_rendered_but_not_supervised() -> None:
-    first = Message("assistant", "hello", train=False)
+    first = Message("assistant", "hello", weight=0)
     talk = Conversation((TALK.messages[1], first, *TALK.messages[3:]))
     supervision = supervise(talk, T.compiled(CHATML), "Assistant")
     assert answers(supervision) == ["小助手。\n\n你好。<|im_end|>"]
     assert "hello" in supervision.text
+    assert supervision.weights is None
+
+
+def test_an_answer_that_counts_more_has_its_weight() -> None:
+    first = Message("assistant", "hello", weight=2.5)
+    talk = Conversation((TALK.messages[1], first, *TALK.messages[3:]))
+    assert supervise(talk, T.compiled(CHATML), "Assistant").weights == (2.5, 1)
+    assert supervise(talk, T.compiled(CHATML), "LastAssistant").weights is None
 
 
 def test_an_answer_that_repeats_the_question_or_the_template_is_still_found_at_its_place() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -154,7 +156,7 @@ def test_a_small_percentage_of_few_rows_holds_out_one(room: Room) -> None:
     assert (found.rows, found.eval_rows) == (4, 1)
     train = room.cache(outcome).train
     assert found.tokens == train.lengths.sum()
-    assert found.supervised_tokens == sum(int(train.row(i)[1].sum()) for i in range(4))
+    assert found.supervised_tokens == sum(np.count_nonzero(train.row(i)[1]) for i in range(4))
     (held_out,) = room.texts(room.cache(outcome).eval)
     assert held_out not in room.texts(train)
 
@@ -199,7 +201,7 @@ def test_a_weight_repeats_rows_and_its_fraction_a_sample_of_them(room: Room) -> 
         outcome = room.run(train=[{**source, "weight": weight}, more], **settings)
         train, found = room.cache(outcome).train, facts(outcome)
         assert (found.rows, found.tokens) == (len(train), train.lengths.sum())
-        assert found.supervised_tokens == sum(int((train.row(i)[1] > 0).sum()) for i in range(len(train)))
+        assert found.supervised_tokens == sum(np.count_nonzero(train.row(i)[1]) for i in range(len(train)))
         return Counter(text for text, _ in room.texts(train))
 
     assert sorted(seen(3).values()) == [1, *[3] * 100]
@@ -362,22 +364,27 @@ def test_of_two_wrong_rows_the_first_in_the_file_is_named(room: Room) -> None:
     refused(room.run(onTooLong="Fail"), "InvalidRow", "train[0] datasets/chats.jsonl line 2: not valid JSON")
 
 
+SOAK_BYTES = 2 * 2**30
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of a process that prepares what the room's prepare.json says."""
+    script = (
+        "import resource, sys; from sft_trainer import prepare; code = prepare.main(); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True)
+    return int(done.stdout) * 1024
+
+
 def test_memory_does_not_grow_with_the_rows(room: Room) -> None:
     """Tokens cost the tokenizer some hundred bytes each while they are made: six million do not fit in this."""
 
     def peak(rows: int) -> int:
         room.write("datasets/chats.jsonl", *[chat(f"{i}", "words " * 2000) for i in range(rows)])
         room.settings(maxLength=4096, eval={"splitPercent": 5})
-        script = (
-            "import resource; from sft_trainer import prepare; prepare.main(); "
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        )
-        paths = os.pathsep.join(path for path in sys.path if path)
-        environment = {**os.environ, "PYTHONPATH": paths}
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, check=True
-        )
-        return int(done.stdout) * 1024
+        return peak_bytes()
 
     few, many = peak(100), peak(500)
     assert many - few < 80 * 2**20
@@ -615,3 +622,19 @@ def test_two_preparations_of_the_same_data_may_run_at_once(room: Room) -> None:
         thread.join()
     assert len(results) == 3
     assert len({result.data.hash for result in results}) == 1
+
+
+@pytest.mark.soak
+@pytest.mark.processes
+@pytest.mark.timeout(7200)
+def test_two_gigabytes_are_prepared_in_less_than_one(room: Room) -> None:
+    """Beside this process's memory only what lies on the volume grows with the rows."""
+    path, size = room.workspace / "datasets" / "chats.jsonl", 0
+    with path.open("w") as stream:
+        for number in itertools.count():
+            line = json.dumps(chat(f"question {number}", "words and more words " * 400)) + "\n"
+            size += stream.write(line)
+            if size > SOAK_BYTES:
+                break
+    room.settings(maxLength=4096, eval={"splitPercent": 1}, deduplicate="Exact")
+    assert peak_bytes() < 2**30

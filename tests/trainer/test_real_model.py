@@ -76,10 +76,10 @@ def test_end_and_padding_being_one_token_does_not_unsupervise_the_end(room: Room
         "datasets/chats.jsonl",
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
     )
-    ids, mask = room.cache(room.run(model={"path": "models/smol"})).train.row(0)
-    assert tokenizer.decode(ids[mask].tolist()) == f"b{END}"
+    ids, weights = room.cache(room.run(model={"path": "models/smol"})).train.row(0)
+    assert tokenizer.decode(ids[weights > 0].tolist()) == f"b{END}"
     assert tokenizer.decode(ids[-1:].tolist()) == "\n"
-    assert not mask[-1]
+    assert not weights[-1]
 
 
 def test_rendering_and_tokens_are_those_of_transformers(room: Room) -> None:

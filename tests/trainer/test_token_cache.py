@@ -16,7 +16,11 @@ from sft_trainer.data.tokenise import Tokens
 def rows(count: int) -> list[Tokens]:
     random = np.random.default_rng(count)
     return [
-        Tokens(random.integers(0, 50_000, size).tolist(), ((1, 2), (3, int(size))) if size > 3 else ())
+        Tokens(
+            random.integers(0, 50_000, size, np.int32),
+            ((1, 2), (3, int(size))) if size > 3 else (),
+            (0.5, 3.0) if size % 2 and size > 3 else None,
+        )
         for size in random.integers(1, 60, count)
     ]
 
@@ -37,12 +41,13 @@ def test_rows_come_back_as_they_were_written_over_many_batches(tmp_path: Path) -
     read = cache.TokenCache(tmp_path / "c")
     assert read.train.lengths.tolist() == [len(row.ids) for row in train]
     for index in (0, 1023, 1024, 2499):
-        ids, mask = read.train.row(index)
-        assert ids.dtype == np.int32
-        assert ids.tolist() == train[index].ids
-        assert mask.sum() == train[index].supervised
-        assert all(mask[start:end].all() for start, end in train[index].spans)
-    assert [read.eval.row(i)[0].tolist() for i in range(3)] == [row.ids for row in held_out]
+        ids, weights = read.train.row(index)
+        assert (ids.dtype, weights.dtype) == (np.int32, np.float32)
+        assert ids.tolist() == train[index].ids.tolist()
+        assert np.count_nonzero(weights) == train[index].supervised
+        for (start, end), weight in zip(train[index].spans, train[index].weights or (1, 1), strict=False):
+            assert (weights[start:end] == weight).all()
+    assert [read.eval.row(i)[0].tolist() for i in range(3)] == [row.ids.tolist() for row in held_out]
 
 
 def test_a_split_may_be_empty(tmp_path: Path) -> None:
@@ -113,10 +118,10 @@ def test_a_row_can_be_moved_to_the_held_out_ones(tmp_path: Path) -> None:
     write(tmp_path / "c", train)
     cache.move_to_eval(tmp_path / "c", [1], {1})
     read = cache.TokenCache(tmp_path / "c")
-    assert [read.train.row(i)[0].tolist() for i in range(3)] == [train[i].ids for i in (0, 2, 3)]
-    ids, mask = read.eval.row(0)
-    assert ids.tolist() == train[1].ids
-    assert mask.sum() == train[1].supervised
+    assert [read.train.row(i)[0].tolist() for i in range(3)] == [train[i].ids.tolist() for i in (0, 2, 3)]
+    ids, weights = read.eval.row(0)
+    assert ids.tolist() == train[1].ids.tolist()
+    assert np.count_nonzero(weights) == train[1].supervised
 
 
 def test_the_key_tells_parts_apart(tmp_path: Path) -> None:

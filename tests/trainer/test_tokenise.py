@@ -67,6 +67,14 @@ def test_cutting_keeps_spans_within_the_row() -> None:
     assert row.cut(0).supervised == 0
 
 
+def test_a_weight_goes_with_its_span_and_is_lost_with_it(bytewise: Tokenizer) -> None:
+    text = "ask yes no"
+    supervision = Supervision(text, (Span(0, 1), Span(4, 7), Span(8, 10)), (3.0, 0.5, 2.0))
+    (row,) = tokenise([supervision], bytewise)
+    assert (row.spans, row.weights) == (((4, 7), (8, 10)), (0.5, 2.0))
+    assert row.cut(6).weights == (0.5,)
+
+
 def test_settings_saved_with_a_tokenizer_do_not_cut_or_pad(tmp_path: Path) -> None:
     folder = tiny.model(tmp_path / "m")
     content = json.loads((folder / "tokenizer.json").read_text())

@@ -19,6 +19,7 @@ COMMANDS = {
     "launch": "sft_trainer.launch",  # PID 1 of a training pod
     "train": "sft_trainer.train",  # one rank, started by the launcher
     "chat": "sft_trainer.chat",  # ask a finished model
+    "inspect": "sft_trainer.inspection",  # look at data
 }
 
 

@@ -28,8 +28,8 @@ class Rows(Protocol):
         """Tokens of every row."""
         ...
 
-    def row(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Token ids, and which of them are supervised."""
+    def row(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Token ids, and how much each counts in the loss, 0 = not supervised."""
         ...
 
 
@@ -44,6 +44,14 @@ class Batch:
     tokens: int  # real tokens
     padding: int  # positions computed for nothing
     supervised: int  # positions with loss
+    weights: torch.Tensor | None = (
+        None  # fp32 [B, T], of the targets, 0 where there is no loss; None: all are 1
+    )
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights of all positions with loss: what the sum of losses is divided by."""
+        return self.supervised if self.weights is None else float(self.weights.sum(dtype=torch.float64))
 
     def inputs(self) -> dict[str, torch.Tensor | bool]:
         """Keyword arguments of the model."""
@@ -71,11 +79,11 @@ class Batch:
 def collate(batch: MicroBatch, rows: Rows, device: torch.device, *, packed: bool) -> Batch:
     """The tensors of `batch`. An empty one becomes two tokens without loss."""
     if not batch.packs:
-        return _tensors([[(np.zeros(2, np.int64), np.zeros(2, bool))]], device, packed=packed, dummy=True)
+        return _tensors([[(np.zeros(2, np.int64), np.zeros(2))]], device, packed=packed, dummy=True)
     return _tensors([[rows.row(row) for row in pack] for pack in batch.packs], device, packed=packed)
 
 
-Document = tuple[NDArray[np.integer], NDArray[np.bool_]]
+Document = tuple[NDArray[np.integer], NDArray[np.floating]]
 
 
 def _tensors(
@@ -84,18 +92,25 @@ def _tensors(
     width = max(sum(len(ids) for ids, _ in documents) for documents in sequences)
     shape = (len(sequences), width)
     ids, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
-    positions, real = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    positions, real, weights = (
+        np.zeros(shape, np.int64),
+        np.zeros(shape, np.int64),
+        np.zeros(shape, np.float32),
+    )
     for index, documents in enumerate(sequences):
         start = 0
-        for tokens, mask in documents:
+        for tokens, each in documents:
             end = start + len(tokens)
             ids[index, start:end] = tokens
-            targets[index, start : end - 1] = np.where(mask[1:], tokens[1:], IGNORED)
+            targets[index, start : end - 1] = np.where(each[1:] > 0, tokens[1:], IGNORED)
+            weights[index, start : end - 1] = each[1:]
             positions[index, start:end] = np.arange(len(tokens))
             real[index, start:end] = 1
             start = end
         positions[index, start:] = np.arange(width - start)  # padding is one more document of its own
     count = 0 if dummy else int(real.sum())
+    supervised = targets != IGNORED
+    is_even = bool((weights[supervised] == 1).all())
     return Batch(
         input_ids=torch.from_numpy(ids).to(device),
         targets=torch.from_numpy(targets).to(device),
@@ -103,5 +118,6 @@ def _tensors(
         attention_mask=None if packed else torch.from_numpy(real).to(device),
         tokens=count,
         padding=ids.size - count,
-        supervised=int((targets != IGNORED).sum()),
+        supervised=int(supervised.sum()),
+        weights=None if is_even else torch.from_numpy(weights).to(device),
     )

@@ -1,4 +1,4 @@
-"""Mean loss over all supervised tokens of the held-out rows, exact whatever the number of ranks."""
+"""Mean loss over all supervised tokens of the held-out rows, by their weights, exact whatever the number of ranks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def evaluate(engine: Engine, rows: Rows, plan: Plan, world: World, stop: StopSig
     None where nothing is supervised, or when the group was asked to stop before the end.
     """
     start = time.perf_counter()
-    total, supervised, stopped = 0.0, 0, 0.0
+    total, weight, stopped = 0.0, 0.0, 0.0
     engine.eval()
     with torch.no_grad():
         for step in range(plan.total_steps):
@@ -47,9 +47,9 @@ def evaluate(engine: Engine, rows: Rows, plan: Plan, world: World, stop: StopSig
             for micro in plan.micro_batches(step, world.rank):
                 batch = collate(micro, rows, world.device, packed=plan.packed)
                 total += float(supervised_loss(engine, batch))
-                supervised += batch.supervised
+                weight += batch.weight
     engine.train()
-    total, count = world.sum([total, supervised])
-    if count == 0 or stopped:
+    total, weight = world.sum([total, weight])
+    if weight == 0 or stopped:
         return None
-    return Evaluation(total / count, time.perf_counter() - start)
+    return Evaluation(total / weight, time.perf_counter() - start)

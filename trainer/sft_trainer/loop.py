@@ -3,7 +3,7 @@
 Every rank takes the same branches: whatever could differ between ranks (loss, a signal, the clock) goes
 through one all-reduce at the step boundary first. The gradient of a step is that of the mean loss over all
 supervised tokens of the global batch, because every micro-batch's sum is divided by their number over all
-ranks.
+ranks (by the sum of their weights, where rows have weights).
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ def train(parts: Parts, start: int, loss: float | None, batches: Batches) -> End
             world.is_first and _has_passed(saving.period_seconds, saved_at),
             world.is_first and _has_passed(looking.period_seconds, looked_at),
         ]
-        loss_sum, supervised, tokens, stop, save, look = world.sum(
-            [own.loss_sum, own.supervised, own.tokens, parts.stop.requested, *clocks]
+        loss_sum, weight, supervised, tokens, stop, save, look = world.sum(
+            [own.loss_sum, own.weight, own.supervised, own.tokens, parts.stop.requested, *clocks]
         )
         done = step + 1
-        loss = loss_sum / supervised if supervised else None
+        loss = loss_sum / weight if weight else None
         _require_finite(loss, own.norm, done)
         parts.reporter.step(
             StepFacts(
@@ -156,6 +156,7 @@ class OwnStep:
     """What this rank did in one optimizer step."""
 
     loss_sum: float = 0.0
+    weight: float = 0.0
     supervised: int = 0
     tokens: int = 0
     padding: int = 0
@@ -186,9 +187,10 @@ def optimizer_step(parts: Parts, mine: Sequence[Batch], rate: float) -> OwnStep:
     engine, world, own = parts.engine, parts.world, OwnStep()
     clock = time.perf_counter()
     own.supervised = sum(batch.supervised for batch in mine)
-    (everywhere,) = world.sum([own.supervised])
+    own.weight = sum(batch.weight for batch in mine)
+    (everywhere,) = world.sum([own.weight])
     # DeepSpeed averages gradients over ranks: times their number, it is the sum again.
-    scale = world.size / max(1.0, everywhere)
+    scale = world.size / (everywhere or 1.0)
     # Before the loss rounds its gradient to fp16, not after it as DeepSpeed does: it would be 0 or infinite by then.
     loss_scale = engines.loss_scale(engine)
     own.loss_scale = loss_scale if parts.precision == "fp16" else None

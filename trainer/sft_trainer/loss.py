@@ -26,7 +26,12 @@ class _CrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, targets: torch.Tensor, scale: float, in_place: bool
+        ctx: Any,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        scale: float,
+        weights: torch.Tensor | None,
+        in_place: bool,
     ) -> torch.Tensor:
         gradient = logits.detach() if in_place else torch.empty_like(logits)
         total = torch.zeros((), dtype=torch.float32, device=logits.device)
@@ -35,39 +40,49 @@ class _CrossEntropySum(torch.autograd.Function):
             wanted = targets[start : start + rows]
             chunk = logits[start : start + rows].detach().float()
             normaliser = torch.logsumexp(chunk, dim=-1, keepdim=True)
-            total += (normaliser.squeeze(-1) - chunk.gather(1, wanted[:, None]).squeeze(-1)).sum()
+            losses = normaliser.squeeze(-1) - chunk.gather(1, wanted[:, None]).squeeze(-1)
             chunk = torch.exp(chunk - normaliser)
             chunk.scatter_add_(1, wanted[:, None], torch.full_like(normaliser, -1.0))
+            if weights is not None:
+                losses = losses * weights[start : start + rows]
+                chunk.mul_(weights[start : start + rows, None])
+            total += losses.sum()
             gradient[start : start + rows] = chunk.mul_(scale).to(gradient.dtype)
         ctx.save_for_backward(gradient)
         return total * scale
 
     @staticmethod
-    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(outputs[0].to(gradient.dtype)), None, None, None
+        return gradient.mul_(outputs[0].to(gradient.dtype)), None, None, None, None
 
 
-def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """`scale` times the sum over K positions of -log softmax(logits)[target], as an fp32 scalar.
+def cross_entropy_sum(
+    logits: torch.Tensor, targets: torch.Tensor, scale: float = 1.0, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`scale` times the sum over K positions of -weight log softmax(logits)[target], as an fp32 scalar.
 
-    logits [K, V], targets int64 [K].
+    logits [K, V], targets int64 [K], weights fp32 [K], None: all are 1.
 
     With gradients enabled the values of `logits` are consumed. Backward once only.
     """
     if not (torch.is_grad_enabled() and logits.requires_grad):
         with torch.no_grad():
-            return _forward_only(logits, targets) * scale
+            return _forward_only(logits, targets, weights) * scale
     in_place = type(logits.grad_fn).__name__ in _REUSABLE
-    return cast(torch.Tensor, _CrossEntropySum.apply(logits, targets, scale, in_place))
+    return cast(torch.Tensor, _CrossEntropySum.apply(logits, targets, scale, weights, in_place))
 
 
-def _forward_only(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _forward_only(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     rows = max(1, _CHUNK_BYTES // (4 * logits.shape[-1]))
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
     for start in range(0, logits.shape[0], rows):
         part, wanted = logits[start : start + rows].float(), targets[start : start + rows]
-        total += nn.functional.cross_entropy(part, wanted, reduction="sum")
+        if weights is None:
+            total += nn.functional.cross_entropy(part, wanted, reduction="sum")
+        else:
+            losses = nn.functional.cross_entropy(part, wanted, reduction="none")
+            total += (losses * weights[start : start + rows]).sum()
     return total
 
 
@@ -87,4 +102,5 @@ def supervised_loss(model: nn.Module, batch: Batch, scale: float = 1.0) -> torch
         logits = logits.reshape(-1, logits.shape[-1])
     if empty:
         return logits.float().sum() * 0.0
-    return cross_entropy_sum(logits, batch.targets[keep], scale)
+    weights = None if batch.weights is None else batch.weights[keep]
+    return cross_entropy_sum(logits, batch.targets[keep], scale, weights)

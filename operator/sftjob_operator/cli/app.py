@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -26,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+data_app = typer.Typer(help="Look at training data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 File = Annotated[Path, typer.Argument(help="A YAML file with one SFTJob.", show_default=False)]
 Namespace = Annotated[
@@ -91,6 +94,39 @@ def render(
     from sftjob_operator.settings import Settings
 
     sys.stdout.write(command.render(file, facts, namespace, Settings(trainer_image=image)))
+
+
+@data_app.command("inspect")
+def inspect_data(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Files or folders: .jsonl, .json, .parquet.", exists=True, show_default=False),
+    ],
+    model: Annotated[
+        Path,
+        typer.Option(
+            help="Hugging Face folder whose tokenizer and template are used.",
+            exists=True,
+            file_okay=False,
+            show_default=False,
+        ),
+    ],
+    template: Annotated[
+        str | None,
+        typer.Option(help="A jinja file, or ChatML; default: the model's own.", show_default=False),
+    ] = None,
+    max_length: Annotated[int, typer.Option(help="As data.maxLength.", min=16)] = 2048,
+    loss_on: Annotated[
+        Literal["Assistant", "LastAssistant", "AllTokens"], typer.Option(help="As data.lossOn.")
+    ] = "Assistant",
+    row: Annotated[int, typer.Option(help="The row that is shown, counted from 1.", min=1)] = 1,
+    output: Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="Form.")] = "text",
+) -> None:
+    """Show what a job would make of data: counts, lengths, and a row with the tokens that carry loss."""
+    from sftjob_operator.cli import data as command
+
+    options = command.Options(files, model, template, max_length, loss_on, row)
+    command.inspect(options, output == "json", console())
 
 
 @app.command()

@@ -28,8 +28,14 @@ from sft_trainer.data.tokenise import Tokens
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2  # part of the hash: raise it whenever the same input would give other tokens
-SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("spans", pa.list_(pa.int32()))])
+FORMAT_VERSION = 3  # part of the hash: raise it whenever the same input would give other tokens
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("spans", pa.list_(pa.int32())),
+        ("weights", pa.list_(pa.float32())),
+    ]
+)
 SPLITS = ("train", "eval")
 _FACTS = "facts.json"
 _BATCH_ROWS = 4096
@@ -43,26 +49,30 @@ class Split:
     def __init__(self, path: Path) -> None:
         self._file = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = [self._file.get_batch(i) for i in range(self._file.num_record_batches)]
-        self._columns = [(_flat(batch, "input_ids"), _flat(batch, "spans")) for batch in batches]
+        self._columns = [tuple(_flat(batch, name) for name in SCHEMA.names) for batch in batches]
         self._first = np.cumsum([0] + [batch.num_rows for batch in batches])
-        sizes = [np.diff(offsets) for (_, offsets), _ in self._columns]
+        sizes = [np.diff(offsets) for (_, offsets), *_ in self._columns]
         self.lengths: npt.NDArray[np.int64] = np.concatenate([np.zeros(0, np.int64), *sizes])
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def row(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """Token ids and whether each is supervised, both of shape [length]. IndexError outside the split."""
+    def row(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """Token ids and the weight of each in the loss, 0 = not supervised, both of shape [length].
+
+        IndexError outside the split.
+        """
         if not 0 <= index < len(self):
             raise IndexError(index)
         batch = int(np.searchsorted(self._first, index, side="right")) - 1
-        (ids, ids_at), (spans, spans_at) = self._columns[batch]
+        (ids, ids_at), (spans, spans_at), (weights, weights_at) = self._columns[batch]
         i = index - int(self._first[batch])
         tokens = ids[ids_at[i] : ids_at[i + 1]]
-        mask = np.zeros(len(tokens), dtype=np.bool_)
-        for start, end in spans[spans_at[i] : spans_at[i + 1]].reshape(-1, 2):
-            mask[start:end] = True
-        return tokens, mask
+        each = np.zeros(len(tokens), dtype=np.float32)
+        places = spans[spans_at[i] : spans_at[i + 1]].reshape(-1, 2)
+        for (start, end), weight in zip(places, weights[weights_at[i] : weights_at[i + 1]], strict=True):
+            each[start:end] = weight
+        return tokens, each
 
 
 class TokenCache:
@@ -100,9 +110,10 @@ class Writer:
     def _flush(self, split: str) -> None:
         rows, self._pending[split], self._tokens[split] = self._pending[split], [], 0
         if rows:
-            ids = _lists([row.ids for row in rows])
+            ids = _lists([np.asarray(row.ids, np.int32) for row in rows])
             spans = _lists([np.array(row.spans, np.int32).reshape(-1) for row in rows])
-            self._writers[split].write_batch(pa.record_batch([ids, spans], schema=SCHEMA))
+            weights = _lists([np.array(row.weights or [1] * len(row.spans), np.float32) for row in rows])
+            self._writers[split].write_batch(pa.record_batch([ids, spans, weights], schema=SCHEMA))
 
 
 def move_to_eval(directory: Path, kept: Sequence[int], gone: Collection[int]) -> None:
@@ -220,7 +231,7 @@ def _lists(values: Sequence[npt.NDArray[Any]]) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, np.concatenate(values))
 
 
-def _flat(batch: pa.RecordBatch, name: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+def _flat(batch: pa.RecordBatch, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
     """Values and row offsets of a list column, without copying."""
     column = batch.column(batch.schema.get_field_index(name))
     return column.values.to_numpy(), column.offsets.to_numpy()

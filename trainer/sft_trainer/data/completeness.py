@@ -26,7 +26,8 @@ def check(text: str, messages: Sequence[Message], conversation: Conversation, te
             without = {key: item for key, item in turns[index].items() if key != "tool_calls"}
             if _is_same(text, _replaced(turns, index, without), conversation.tools, template):
                 raise RowError(
-                    f"message {index + 1}: the assistant calls tools, which the chat template leaves out"
+                    f"message {index + 1}: the assistant calls tools, which the chat template leaves out; "
+                    "set model.chatTemplate to one that renders tool_calls, or remove the row"
                 )
         words = message.content.strip()
         if message.role != "assistant" and words and words not in text:  # the template may rewrite them

@@ -21,8 +21,8 @@ def fingerprint(conversation: Conversation) -> bytes:
 
 def identity(conversation: Conversation, words: bytes) -> bytes:
     """16 bytes of the whole normal form: of its words, and of its tools, calls and weights where it has any."""
-    more = [conversation.tools, *((message.extra, message.train) for message in conversation.messages)]
-    if conversation.tools is None and all(m.extra is None and m.train for m in conversation.messages):
+    more = [conversation.tools, *((message.extra, message.weight) for message in conversation.messages)]
+    if conversation.tools is None and all(m.extra is None and m.weight == 1 for m in conversation.messages):
         return words[:16]
     return hashlib.sha256(words + json.dumps(more, sort_keys=True, default=str).encode()).digest()[:16]
 

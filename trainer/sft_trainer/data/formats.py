@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sft_trainer.data import tool_calls
+
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -37,6 +39,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {  # ours; the first ones are required
 }
 _REQUIRED = {"Messages": 1, "ShareGPT": 1, "Alpaca": 2, "PromptCompletion": 2, "PromptChosen": 2}
 _TOOL_KEYS = ("tool_calls", "tool_call_id", "name")
+_WEIGHTS = (0.001, 100)  # of an answer that is learned
 _DIALOGUE_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 Row = Mapping[str, Any]
@@ -68,11 +71,11 @@ class FormatError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `train` is false for an answer that its author marked with weight 0."""
+    """One turn. `weight` is how much each token of an answer counts in the loss; 0: read, not learned."""
 
     role: str
     content: str
-    train: bool = True
+    weight: float = 1.0
     extra: Mapping[str, Any] | None = None  # tool_calls and the like, for templates which know them
 
     def for_template(self) -> dict[str, Any]:
@@ -143,7 +146,10 @@ def conversation(row: Row, format_name: str, columns: Mapping[str, str]) -> Conv
     messages = _READERS[format_name](values)
     if not messages:
         raise RowError("the conversation is empty")
-    return Conversation(tuple(messages), _tools(values.get("tools")))
+    tools = _tools(values.get("tools"))
+    if tools and format_name == "ShareGPT":
+        tools = tool_calls.declared(tools)
+    return Conversation(tuple(messages), tools)
 
 
 def _turns(values: Row) -> list[Message]:
@@ -168,10 +174,26 @@ def _turn(turn: Any, number: int) -> Message:
         raise RowError(f"message {number}: function_call is the old form of a tool call; write tool_calls")
     extra = {key: turn[key] for key in _TOOL_KEYS if turn.get(key)}
     content = turn.get("content", turn.get("value"))
+    if theirs == "function_call" and (calls := tool_calls.written(content)):
+        content, extra["tool_calls"] = None, calls
+    if "tool_calls" in extra:
+        extra["tool_calls"] = tool_calls.with_objects(extra["tool_calls"])
     text = "" if content is None and "tool_calls" in extra else _text(content, f"message {number}")
     if role == "assistant" and not text.strip() and "tool_calls" not in extra:
         raise RowError(f"message {number}: the assistant's answer is empty")
-    return Message(role, text, train=turn.get("weight") != 0, extra=extra or None)
+    return Message(role, text, _weight(turn.get("weight"), number), extra or None)
+
+
+def _weight(value: Any, number: int) -> float:
+    """OpenAI's 0 or 1, or how much more or less than others the answer counts; 1 where there is none."""
+    if value is None:
+        return 1.0
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (value == 0 or _WEIGHTS[0] <= value <= _WEIGHTS[1]):
+        raise RowError(
+            f"message {number}: weight is {value!r}; write 0 or a number from {_WEIGHTS[0]} to {_WEIGHTS[1]}"
+        )
+    return float(value)
 
 
 def _alpaca(values: Row) -> list[Message]:

@@ -52,7 +52,7 @@ class Rendered(NamedTuple):
 
     place: Place
     supervision: Supervision
-    fingerprint: bytes  # of its words
+    fingerprint: bytes  # of its words; empty where nothing is decided by it
 
 
 @dataclass
@@ -70,7 +70,8 @@ class Counts:
     longest: int = 0
     read: int = 0
     by_source: dict[str, dict[str, Any]] = field(default_factory=dict)
-    first_skipped: str = ""
+    skipped_first: list[str] = field(default_factory=list)
+    whole: array[int] = field(default_factory=lambda: array("i"))  # tokens of every row before it is cut
 
 
 class Ingest:
@@ -116,6 +117,7 @@ class Ingest:
     def _valid(self, one: Opened) -> Iterator[Rendered]:
         """Rows that can be trained on; others end the preparation, or are counted. Runs beside `_keep`."""
         format_name: str = "" if one.source.format == "Auto" else one.source.format
+        decides = self._decides_by_content(one)
         for row in islice(one.rows(), one.source.max_rows):
             self._counts.read += 1
             try:
@@ -124,7 +126,7 @@ class Ingest:
                 if not format_name:
                     format_name = _detected(one, row)
                 conversation = self._conversation(one, row, format_name)
-                words = content.fingerprint(conversation)
+                words = content.fingerprint(conversation) if decides else b""
                 if self._is_duplicate(conversation, words):
                     continue
                 supervision = supervise(conversation, self._recipe.template, self._recipe.data.loss_on)
@@ -146,13 +148,14 @@ class Ingest:
             fix = f"fix the {row.place.unit} or set data.onInvalidRow: Skip"
             raise UserError(error.reason, f"{row.place}: {error}; {fix}") from error
         self._counts.skipped += 1
-        self._counts.first_skipped = self._counts.first_skipped or f"{row.place}: {error}"
         if self._counts.skipped <= _LOGGED_SKIPS:
+            self._counts.skipped_first.append(f"{row.place}: {error}")
             logger.warning("skipped %s: %s", row.place, error)
 
     def _keep(self, one: Opened, row: Rendered, tokens: Tokens) -> None:
         counts, data = self._counts, self._recipe.data
         counts.longest = max(counts.longest, len(tokens.ids))
+        counts.whole.append(len(tokens.ids))
         kept = tokens
         if len(tokens.ids) > data.max_length:
             if data.on_too_long == "Fail":
@@ -171,12 +174,17 @@ class Ingest:
             self._writer.add("eval", kept)
             return
         times = content.repeats(row.fingerprint, one.source.weight)
-        self._remember(row, range(len(self._lengths), len(self._lengths) + times))
+        if self._split_percent is not None:
+            self._remember(row, range(len(self._lengths), len(self._lengths) + times))
         for _ in range(times):
             self._writer.add("train", kept)
         self._lengths.extend([len(kept.ids)] * times)
         counts.tokens += len(kept.ids) * times
         counts.supervised += kept.supervised * times
+
+    def _decides_by_content(self, one: Opened) -> bool:
+        is_fraction = one.source.weight != int(one.source.weight)
+        return self._split_percent is not None or self._recipe.data.deduplicate != "None" or is_fraction
 
     def _is_duplicate(self, conversation: Conversation, words: bytes) -> bool:
         if self._recipe.data.deduplicate == "None":
@@ -207,9 +215,9 @@ class Ingest:
         cache.move_to_eval(self._directory, [one[0] for one in places], gone)
         held_out = cache.Split(self._directory / "eval.arrow")
         for index, one in enumerate(places):
-            tokens, mask = held_out.row(index)
+            tokens, weights = held_out.row(index)
             self._counts.tokens -= len(tokens) * len(one)
-            self._counts.supervised -= int(np.sum(mask)) * len(one)
+            self._counts.supervised -= int(np.count_nonzero(weights)) * len(one)
         self._lengths = array("i", (n for index, n in enumerate(self._lengths) if index not in gone))
         self._counts.eval_rows = len(places)
 
@@ -219,7 +227,7 @@ class Ingest:
             return
         if counts.skipped == counts.read:
             raise UserError(
-                "EmptyData", f"all {counts.read} rows are invalid; the first: {counts.first_skipped}"
+                "EmptyData", f"all {counts.read} rows are invalid; the first: {counts.skipped_first[0]}"
             )
         if counts.eval_rows:
             raise UserError(

@@ -14,12 +14,14 @@ row for which none holds is refused, because a wrong mask trains on the wrong wo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 from sft_trainer.data.ending import ending
 from sft_trainer.data.formats import Conversation, Message, RowError
+from sft_trainer.data.marking import marked_by, said, thoughts_of
 from sft_trainer.data.template import ChatTemplate, Span, TemplateError
 
 _MARKER = "xq{}zSFTJOBANSWERz{}qx"
@@ -84,26 +86,54 @@ def _by_markers(
     for index, message in enumerate(messages):
         if message.role == "assistant":
             markers.append(_MARKER.format(salt, index))
-            thoughts.append(_thoughts(message.content))
-            message = Message("assistant", thoughts[-1] + markers[-1], message.train, message.extra)
+            thoughts.append(thoughts_of(message.content))
+            message = marked_by(message, thoughts[-1], markers[-1])
         marked.append(message)
     try:
         pieces = _pieces(rendered(template, marked, conversation), markers)
     except TemplateError:
         return None
     spans = _between(pieces, text)
-    answers = [message.content for message in messages if message.role == "assistant"]
+    answers = [said(message) for message in messages if message.role == "assistant"]
     if spans is None or any(text[s.start : s.end] not in a for s, a in zip(spans, answers, strict=True)):
         return None
     kept = [len(t) * text[: s.start].endswith(t) for s, t in zip(spans, thoughts, strict=True)]
     whole = [Span(s.start - k, s.end) for s, k in zip(spans, kept, strict=True)]
-    return _with_end_of_turn(text, whole, template)
+    places = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    prompts = [_prompt_end(text, messages[:place], conversation, template) for place in places]
+    begun = [Span(min(s.start, p or s.start), s.end) for s, p in zip(whole, prompts, strict=True)]
+    for number, place in enumerate(places):
+        if not messages[
+            place
+        ].content.strip():  # a call: its name was found, it goes on to the end of the turn
+            end = _call_end(text, begun[number].end, messages[place], template)
+            if end is None or prompts[number] is None:
+                return None
+            begun[number] = Span(begun[number].start, end)
+    return _with_end_of_turn(text, begun, template)
 
 
-def _thoughts(answer: str) -> str:
-    """The part of an answer that templates may leave out of earlier turns, up to the first word after it."""
-    head, close, rest = answer.rpartition("</think>")
-    return head + close + rest[: len(rest) - len(rest.lstrip())] if close else ""
+def _call_end(text: str, start: int, message: Message, template: ChatTemplate) -> int | None:
+    """Behind the end-of-turn that follows; None if the template has none, or the call itself says it."""
+    known = ending(template)
+    if known is None or not known.stops or known.every in json.dumps(message.extra, default=str):
+        return None
+    found = text.find(known.every, start)
+    return None if found < 0 else found + len(known.every)
+
+
+def _prompt_end(
+    text: str, before: Sequence[Message], conversation: Conversation, template: ChatTemplate
+) -> int | None:
+    """Where the generation prompt after `before` ends in `text`: what the template writes from there is to be learned.
+
+    Qwen 3 begins an answer without thoughts with empty ones.
+    """
+    try:
+        prompt = rendered(template, before, conversation, add_generation_prompt=True)
+    except TemplateError:
+        return None
+    return len(prompt) if text.startswith(prompt) else None
 
 
 def _pieces(text: str, markers: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -27,7 +27,18 @@ _MARK, _NAME = '\ufdd2"<\nSFTJOBWORD{}{}\ufdd3', "SFTJOBWORD"
 _MARKS = re.compile('\ufdd2"<\n' + _NAME + "([0-9]+)([=~])\ufdd3")
 _AS_IT_IS, _STRIPPED = "=", "~"
 
-_FILTERS = {"trim", "tojson", "length", "list", "default", "first", "last", "string"}
+_FILTERS = {
+    "trim",
+    "tojson",
+    "length",
+    "list",
+    "default",
+    "first",
+    "last",
+    "string",
+    "selectattr",
+    "rejectattr",
+}
 _MAKE_PLAIN_TEXT = (nodes.Concat, nodes.AssignBlock, nodes.Macro, nodes.CallBlock, nodes.FilterBlock)
 _OTHER_TEMPLATES = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
 
@@ -118,6 +129,7 @@ def shape(template: ChatTemplate, roles: tuple[str, ...]) -> Shape | None:
 
 def _rendered_unseen(template: ChatTemplate, roles: Sequence[str]) -> str:
     """The rendering with unknown words. Those that locating the answers rests on must be as blind."""
+    template = template.with_filters(_FILTERS, _refuse)
     talk = [{"role": role, "content": _Word(_MARK.format(i, _AS_IT_IS))} for i, role in enumerate(roles)]
     for index, role in enumerate(roles):
         if role == "assistant":
@@ -149,7 +161,8 @@ def _is_transparent(template: ChatTemplate) -> bool:
     tree = template.syntax()
     if any(tree.find_all((*_MAKE_PLAIN_TEXT, *_OTHER_TEMPLATES))):
         return False
-    if any(found.name not in _FILTERS for found in tree.find_all(nodes.Filter)):
+    chosen = [found for found in tree.find_all(nodes.Filter) if found.name in ("selectattr", "rejectattr")]
+    if not all(_is_constant(found.args[0], "role") for found in chosen):
         return False
     for call in tree.find_all(nodes.Call):  # 'text'.startswith(content)
         if isinstance(call.node, nodes.Getattr | nodes.Getitem):
@@ -158,9 +171,23 @@ def _is_transparent(template: ChatTemplate) -> bool:
                 return False
     if any(test.name == "in" for test in tree.find_all(nodes.Test)):
         return False
+    kept = {"content", *(reference.attr for reference in tree.find_all(nodes.NSRef))}
     for compare in tree.find_all(nodes.Compare):  # content in 'text'; 'text' in content asks the content
         for operand in compare.ops:
-            if operand.op in ("in", "notin") and not isinstance(compare.expr, nodes.Const):
-                if not isinstance(operand.expr, nodes.List | nodes.Tuple):
+            if operand.op in ("in", "notin") and not isinstance(operand.expr, nodes.List | nodes.Tuple):
+                if not _is_no_content(compare.expr, kept):
                     return False
     return True
+
+
+def _is_no_content(expression: nodes.Expr, kept: Collection[str]) -> bool:
+    """A constant, or an attribute of another name than those under which contents are `kept`."""
+    if isinstance(expression, nodes.Getattr):
+        return expression.attr not in kept
+    if isinstance(expression, nodes.Getitem):
+        return isinstance(expression.arg, nodes.Const) and expression.arg.value not in kept
+    return isinstance(expression, nodes.Const)
+
+
+def _is_constant(expression: nodes.Expr, value: str) -> bool:
+    return isinstance(expression, nodes.Const) and expression.value == value

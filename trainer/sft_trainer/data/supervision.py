@@ -14,10 +14,11 @@ from sft_trainer.data.template import ChatTemplate, Span, TemplateError
 
 @dataclass(frozen=True, slots=True)
 class Supervision:
-    """The rendered text of a conversation and the spans which carry loss, in order."""
+    """The rendered text of a conversation and the spans which carry loss, in order, each with its weight (None: all 1)."""
 
     text: str
     spans: tuple[Span, ...]
+    weights: tuple[float, ...] | None = None
 
 
 def supervise(conversation: Conversation, template: ChatTemplate, loss_on: str) -> Supervision:
@@ -41,8 +42,11 @@ def supervise(conversation: Conversation, template: ChatTemplate, loss_on: str) 
     if everything:
         return Supervision(text, (Span(0, len(text)),))
     wanted = answers[-1:] if loss_on == "LastAssistant" else answers
-    trained = zip(answers, spans, strict=True)
-    return Supervision(text, tuple(span for i, span in trained if i in wanted and messages[i].train))
+    located = zip(answers, spans, strict=True)
+    trained = [(span, messages[i].weight) for i, span in located if i in wanted and messages[i].weight > 0]
+    weights = tuple(weight for _, weight in trained)
+    is_even = all(weight == 1 for weight in weights)
+    return Supervision(text, tuple(span for span, _ in trained), None if is_even else weights)
 
 
 def _shape(messages: Sequence[Message], conversation: Conversation, template: ChatTemplate) -> Shape | None:

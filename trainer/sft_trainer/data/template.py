@@ -7,8 +7,9 @@ they are taken out again and returned as spans.
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -94,6 +95,16 @@ class ChatTemplate:
     def syntax(self) -> jinja2.nodes.Template:
         """The template's syntax tree."""
         return self._environment.parse(self.source)
+
+    def with_filters(self, known: Collection[str], other: Callable[..., Any]) -> ChatTemplate:
+        """The same template, in which every filter that is not `known` is `other`."""
+        made = copy.copy(self)
+        made._environment = _environment()
+        made._environment.optimized = False  # which would run them on constants
+        filters = made._environment.filters
+        filters.update({name: other for name in filters if name not in known})
+        made._template = made._environment.from_string(self.source)
+        return made
 
     def render(
         self,

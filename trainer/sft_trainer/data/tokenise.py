@@ -22,6 +22,7 @@ class Tokens:
 
     ids: npt.NDArray[np.int32]  # [length]
     spans: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...] | None = None  # of the spans, above 0; None: all are 1
 
     @property
     def supervised(self) -> int:
@@ -31,7 +32,7 @@ class Tokens:
     def cut(self, length: int) -> Tokens:
         """The first `length` tokens."""
         spans = [(start, min(end, length)) for start, end in self.spans if start < length]
-        return Tokens(self.ids[:length], tuple(spans))
+        return Tokens(self.ids[:length], tuple(spans), self.weights and self.weights[: len(spans)])
 
 
 def tokenise(rows: Sequence[Supervision], tokenizer: Tokenizer) -> list[Tokens]:
@@ -40,19 +41,21 @@ def tokenise(rows: Sequence[Supervision], tokenizer: Tokenizer) -> list[Tokens]:
     edges = list(accumulate(map(len, encoded), initial=0))
     ids = np.fromiter(chain.from_iterable(one.ids for one in encoded), np.int32, edges[-1])
     return [
-        Tokens(ids[start:end], _token_spans(row, one))
+        _tokens(ids[start:end], row, one)
         for row, one, (start, end) in zip(rows, encoded, pairwise(edges), strict=True)
     ]
 
 
-def _token_spans(row: Supervision, encoded: Encoding) -> tuple[tuple[int, int], ...]:
+def _tokens(ids: npt.NDArray[np.int32], row: Supervision, encoded: Encoding) -> Tokens:
     spans = []
     for span in row.spans:
-        start, end = _first_token(row.text, span, encoded), _token_from(span.end, encoded)
-        start = max(start, 1)  # nothing predicts the first token of a row, so it never carries loss
-        if start < end:
-            spans.append((start, end))
-    return tuple(spans)
+        # Nothing predicts the first token of a row, so it never carries loss.
+        start, end = max(1, _first_token(row.text, span, encoded)), _token_from(span.end, encoded)
+        spans.append((start, max(start, end)))
+    if row.weights is None:
+        return Tokens(ids, tuple(span for span in spans if span[0] < span[1]))
+    weighted = [(s, weight) for s, weight in zip(spans, row.weights, strict=True) if s[0] < s[1]]
+    return Tokens(ids, tuple(span for span, _ in weighted), tuple(weight for _, weight in weighted))
 
 
 def _first_token(text: str, span: Span, encoded: Encoding) -> int:
