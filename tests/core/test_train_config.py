@@ -80,3 +80,13 @@ def test_parameter_groups_arrive_in_their_order_and_belong_to_the_identity():
         rendered().identity,
         rendered(training={"parameterGroups": groups[:1]}).identity,
     )
+
+
+def test_the_variant_of_lora_arrives_and_belongs_to_the_identity():
+    plain, dora = (rendered(training={"method": "LoRA", "lora": lora}) for lora in ({}, {"variant": "DoRA"}))
+    assert plain.training.lora is not None
+    assert dora.training.lora is not None
+    assert (plain.training.lora.variant, dora.training.lora.variant) == ("LoRA", "DoRA")
+    assert plain.identity != dora.identity
+    unset = rendered(training={"method": "LoRA"})
+    assert unset.identity == rendered(training={"method": "LoRA", "lora": {"variant": "LoRA"}}).identity

@@ -76,7 +76,7 @@ def train(parts: Parts, start: int, loss: float | None, batches: Batches) -> End
     saving, looking = parts.config.checkpoint, parts.config.evaluation
     patience = parts.config.training.early_stopping
     every, saved_at, looked_at = saving.period_steps, time.monotonic(), time.monotonic()
-    if _was_broken_off(parts, start) and judge(parts, start).improved:
+    if _was_broken_off(parts, start) and judge(parts, start).improved and saving.keep_best:
         save_checkpoint(parts, start, loss)
     for step in range(start, total):
         if is_exhausted(parts.history, patience):
