@@ -26,7 +26,8 @@ def two_steps(world: World, volume: str, cells: list[dict[str, Any]]) -> list[di
         changes = {
             "deepspeed__zeroStage": cell["stage"],
             "training__gradientAccumulationSteps": cell["accumulation"],
-            "training__microBatchSize": cell["micro"],
+            "training__microBatchSize": -(-GLOBAL_BATCH // world.size // cell["accumulation"]),
+            **method(cell["method"]),
             "deepspeed__activationCheckpointing": cell.get("checkpointing", "None"),
         }
         job = gang.Job(Path(volume), ranks=world.size, changes=SETTINGS | changes)
@@ -54,14 +55,23 @@ def _has_empty_batch(parts: loop.Parts, step: int) -> bool:
     )
 
 
+def method(name: str) -> dict[str, Any]:
+    """Train all weights, or adapters alone."""
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targetModules": ["AllLinear"]}
+    return {"training__method": name, "training__lora": lora if name == "LoRA" else None}
+
+
+GLOBAL_BATCH = 32  # with accumulation 3, the micro-batches of a window differ in size
+MAX_LENGTH = 64
 SETTINGS = {
-    "training__globalBatchSize": 8,
+    "data__maxLength": MAX_LENGTH,
+    "training__globalBatchSize": GLOBAL_BATCH,
     "training__maxSteps": None,
     "training__epochs": 1,
     "training__maxGradNorm": 0.5,
     "training__optimizer": {"type": "AdamW", "betas": [0.9, 0.98], "eps": 1e-3, "weightDecay": 0.0},
 }
-STEPS = (0, 1)  # 8 packs, then what is left of 11
+STEPS = (0, 1)  # a full window, and then one with the packs that are left
 
 
 def _parts(config: TrainConfig, world: World, volume: Path, *, packed: bool) -> Any:
@@ -70,7 +80,7 @@ def _parts(config: TrainConfig, world: World, volume: Path, *, packed: bool) -> 
     network = model.load(
         volume / config.model.directory,
         dtype=torch.float32,
-        adapters=None,
+        adapters=config.training.lora,
         activation_checkpointing=config.deepspeed.activation_checkpointing == "Full",
         zero3=settings if config.deepspeed.zero_stage == 3 and world.size > 1 else None,
         seed=0,
@@ -93,22 +103,21 @@ def _parts(config: TrainConfig, world: World, volume: Path, *, packed: bool) -> 
     )
 
 
-def reference(volume: Path) -> dict[str, list[float]]:
+def reference(volume: Path, trained: str) -> dict[str, list[float]]:
     """The same two steps in one process with plain torch: every row alone, one full batch, no DeepSpeed."""
-    config = TrainConfig.model_validate(gang.Job(volume, ranks=1, changes=SETTINGS).config())
+    config = TrainConfig.model_validate(gang.Job(volume, 1, SETTINGS | method(trained)).config())
     rows = TokenCache(volume / config.data.cache).train
     network = model.load(
         volume / config.model.directory,
         dtype=torch.float32,
-        adapters=None,
+        adapters=config.training.lora,
         activation_checkpointing=False,
         zero3=None,
         seed=0,
     )
     chosen = config.training.optimizer
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=1e-3, betas=chosen.betas, eps=chosen.eps, weight_decay=0.0
-    )
+    weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-3, betas=chosen.betas, eps=chosen.eps, weight_decay=0.0)
     plan = training_plan(config, rows.lengths, packed=True)
     norms, losses = [], []
     for step in STEPS:
@@ -122,9 +131,7 @@ def reference(volume: Path) -> dict[str, list[float]]:
             count += batch.supervised
         optimizer.zero_grad()
         (total / count).backward()
-        norms.append(
-            float(torch.nn.utils.clip_grad_norm_(network.parameters(), config.training.max_grad_norm))
-        )
+        norms.append(float(torch.nn.utils.clip_grad_norm_(weights, config.training.max_grad_norm)))
         losses.append(float(total.detach()) / count)
         optimizer.step()
     return {"norms": norms, "losses": losses}
