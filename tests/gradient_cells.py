@@ -14,12 +14,11 @@ from sft_trainer import engine as engines
 from sft_trainer import precision as precisions
 from sft_trainer.assemble import training_plan
 from sft_trainer.batches import MicroBatch
-from sft_trainer.collate import IGNORED, collate
+from sft_trainer.collate import IGNORED, Batch, collate
 from sft_trainer.config import TrainConfig
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.distributed import World
 from sft_trainer.precision import Precision
-from sft_trainer.prefetch import Prefetch
 
 
 def two_steps(
@@ -32,26 +31,32 @@ def two_steps(
         changes = {
             "deepspeed__zeroStage": cell["stage"],
             "training__gradientAccumulationSteps": cell["accumulation"],
-            "training__microBatchSize": cell["micro"],
+            "training__microBatchSize": -(-GLOBAL_BATCH // world.size // cell["accumulation"]),
+            **method(cell["method"]),
             "deepspeed__activationCheckpointing": cell.get("checkpointing", "None"),
             "deepspeed__offloadOptimizer": cell.get("optimizer", "None"),
             "deepspeed__offloadParameters": cell.get("parameters", "None"),
-            **adapters(cell.get("variant")),
         }
         job = gang.Job(Path(volume), ranks=world.size, changes=SETTINGS | changes)
         config = TrainConfig.model_validate(job.config())
         parts = parts_of(config, world, Path(volume), packed=cell["packed"])
+        assert parts.plan.total_steps == len(STEPS)
         norms, losses, empty = [], [], False
         for step in STEPS * repeat:
             empty |= _has_empty_batch(parts, step)
-            with Prefetch(parts.rows, parts.plan, world, step) as ahead:
-                own = loop.optimizer_step(parts, ahead.take(step), 1e-3)
+            own = loop.optimizer_step(parts, batches(parts, step), 1e-3)
             total, count = world.sum([own.loss_sum, own.weight])
             norms.append(own.norm)
             losses.append(total / count)
         results.append({**cell, "ranks": world.size, "norms": norms, "losses": losses, "empty": empty})
         parts.engine.destroy()
     return results
+
+
+def batches(parts: loop.Parts, step: int) -> list[Batch]:
+    """This rank's micro-batches of `step`."""
+    made = parts.plan.micro_batches(step, parts.world.rank)
+    return [collate(micro, parts.rows, parts.world.device, packed=parts.plan.packed) for micro in made]
 
 
 def _has_empty_batch(parts: loop.Parts, step: int) -> bool:
@@ -64,20 +69,24 @@ def _has_empty_batch(parts: loop.Parts, step: int) -> bool:
     )
 
 
-def adapters(variant: str | None) -> dict[str, Any]:
-    """Changes for LoRA of this variant; None = all weights are trained."""
-    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targetModules": ["AllLinear"], "variant": variant}
-    return {} if variant is None else {"training__method": "LoRA", "training__lora": lora}
+def method(name: str) -> dict[str, Any]:
+    """Train all weights (`Full`), or adapters alone: LoRA or one of its variants."""
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targetModules": ["AllLinear"], "variant": name}
+    full = name == "Full"
+    return {"training__method": "Full" if full else "LoRA", "training__lora": None if full else lora}
 
 
+GLOBAL_BATCH = 32  # with accumulation 3, the micro-batches of a window differ in size
+MAX_LENGTH = 64
 SETTINGS = {
-    "training__globalBatchSize": 8,
+    "data__maxLength": MAX_LENGTH,
+    "training__globalBatchSize": GLOBAL_BATCH,
     "training__maxSteps": None,
     "training__epochs": 1,
     "training__maxGradNorm": 0.5,
     "training__optimizer": {"type": "AdamW", "betas": [0.9, 0.98], "eps": 1e-3, "weightDecay": 0.0},
 }
-STEPS = (0, 1)  # 8 packs, then what is left of 11
+STEPS = (0, 1)  # a full window, and then one with the packs that are left
 
 
 def parts_of(
@@ -98,7 +107,6 @@ def parts_of(
     engine = engines.initialize(network, config, settings)
     assert not packed or attention.use_per_document(engine.module)
     plan = training_plan(config, rows.lengths, packed=packed)
-    assert plan.total_steps == len(STEPS)
     return loop.Parts(
         config=config,
         world=world,
@@ -114,13 +122,9 @@ def parts_of(
     )
 
 
-def reference(
-    volume: Path, variant: str | None = None, steps: tuple[int, ...] = STEPS
-) -> dict[str, list[float]]:
+def reference(volume: Path, trained: str = "Full", steps: tuple[int, ...] = STEPS) -> dict[str, list[float]]:
     """The same steps in one process with plain torch: every row alone, one full batch, no DeepSpeed."""
-    config = TrainConfig.model_validate(
-        gang.Job(volume, ranks=1, changes=SETTINGS | adapters(variant)).config()
-    )
+    config = TrainConfig.model_validate(gang.Job(volume, 1, SETTINGS | method(trained)).config())
     rows = TokenCache(volume / config.data.cache).train
     network = model.load(
         volume / config.model.directory,
@@ -131,8 +135,8 @@ def reference(
         seed=0,
     )
     chosen = config.training.optimizer
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=chosen.betas, eps=chosen.eps, weight_decay=0.0)
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=chosen.betas, eps=chosen.eps, weight_decay=0.0)
     plan = training_plan(config, rows.lengths, packed=True)
     norms, losses = [], []
     for step in steps:
@@ -148,7 +152,7 @@ def reference(
             count += float(weights.sum())
         optimizer.zero_grad()
         (total / count).backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, config.training.max_grad_norm)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, config.training.max_grad_norm)))
         losses.append(float(total.detach()) / count)
         optimizer.step()
     return {"norms": norms, "losses": losses}

@@ -88,7 +88,8 @@ def failure(job: BatchJob, ends: Sequence[PodEnd], *, stopping: bool = False) ->
     if worst.cls is FailureClass.INTERRUPTED and own is not None and own.cls is FailureClass.PEER_LOST:
         worst = next((each for each in found if each.cls is FailureClass.PEER_LOST), own)
     if stopping and worst.cls not in FATAL:
-        return Failure(FailureClass.INTERRUPTED, FailureClass.INTERRUPTED, "stopped by a suspension")
+        cls = FailureClass.INTERRUPTED
+        return Failure(cls, cls, "stopped by a suspension", outcome=worst.outcome)
     return worst
 
 

@@ -111,14 +111,15 @@ def test_a_pod_on_a_dead_node_does_not_hold_up_a_resize():
     assert scene.job(2)["spec"]["parallelism"] == 4
 
 
-def test_a_gang_that_counts_as_failed_for_stopping_is_not_charged():
+def test_a_gang_that_counts_as_failed_for_stopping_is_not_charged_and_goes_on_at_once():
     scene = training(failurePolicy={"maxRestarts": 0})
     scale(scene, 4)
     scene.step(5)
-    scene.end(1, exited(74), [scene.ended_pod(1, 74, failed_outcome("Interrupted", "saved step 120"))])
+    saved = failed_outcome("Interrupted", "saved step 130", last_verified_step=130)
+    scene.end(1, exited(74), [scene.ended_pod(1, 74, saved)])
     scene.step(5)
-    assert (scene.attempt(1)["reason"], scene.attempt(1)["charged"]) == ("Interrupted", False)
-    scene.step(10)
+    assert (scene.attempt(1)["reason"], scene.attempt(1)["charged"]) == ("Resized", False)
+    assert scene.status["lastVerifiedStep"] == 130
     assert scene.job(2)["spec"]["parallelism"] == 4
 
 
@@ -156,6 +157,26 @@ def test_a_checkpoint_without_partitions_keeps_its_stage_and_others_take_what_fi
     stop(scene)
     found.append(scene.status["plan"]["zeroStage"])
     assert found == stages
+
+
+def test_what_stopped_may_have_saved_although_nobody_heard_of_it():
+    scene = Scene(sftjob(workers={"nodes": 1}))
+    scene.start()
+    assert scene.status["plan"]["zeroStage"] == 0
+    scale(scene, 2)
+    scene.step(5)
+    stop(scene)
+    assert "lastVerifiedStep" not in scene.status
+    assert scene.status["plan"]["zeroStage"] == 0
+
+
+def test_a_start_that_failed_before_its_first_step_leaves_the_stage_open():
+    scene = Scene(sftjob(workers={"nodes": 1}, failurePolicy={"backoffSeconds": 0}))
+    scene.start()
+    scale(scene, 2)
+    scene.end(1, exited(76), [scene.ended_pod(1, 76)])
+    scene.step(5)
+    assert scene.status["plan"]["zeroStage"] == 2
 
 
 def test_the_stage_of_the_checkpoint_outlives_a_size_in_which_nothing_fits():

@@ -5,6 +5,7 @@ CPUs hardly compute in fp16; they can where DeepSpeed is told that they do.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -83,8 +84,8 @@ def six_steps(world: World, volume: str) -> dict[str, Any]:
         parts.reporter = skips = Skips()
         steps = []
         for step in (0, 1, 0, 1, 0, 1):
-            own = loop.applied_step(parts, step, 1e-3)
-            total, count = world.sum([own.loss_sum, own.supervised])
+            own = loop.applied_step(parts, step, 1e-3, functools.partial(gradient_cells.batches, parts))
+            total, count = world.sum([own.loss_sum, own.weight])
             steps.append((own.norm, total / count, own.loss_scale))
         found[str(stage)] = {"steps": steps, "skips": len(skips.scales)}
         parts.engine.destroy()

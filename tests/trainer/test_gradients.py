@@ -1,10 +1,12 @@
 """The gradient of a step is that of the weighted mean over all supervised tokens of the global batch, exactly.
 
 The reference is plain torch in one process: every row alone, one full batch. The steps compared are a full
-window and the last partial one; one row without any supervised token fills a micro-batch of its own.
+window and the last partial one; rows without any supervised token fill micro-batches of their own.
 """
 
+import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,46 +18,54 @@ import gang
 import gradient_cells
 from sft_trainer.data.tokenise import Tokens
 
-pytestmark = pytest.mark.processes
+STAGES, ACCUMULATION, PACKED, METHODS = (0, 1, 2, 3), (1, 3, 8), (True, False), ("Full", "LoRA")
+RANKS = (1, 2, 4)
 
-VARIANTS = ("LoRA", "RSLoRA", "DoRA")
-STAGES, PACKED, ACCUMULATION = (0, 1, 2, 3), (True, False), (1, 4)
-
-
-def cells(ranks: int) -> list[dict[str, Any]]:
-    """Accumulation 1 takes the global batch of 8 at once, 4 in pieces; the last cell is one pack at a time."""
-    combinations = itertools.product(STAGES, ACCUMULATION, PACKED)
-    plain = [
-        {"stage": stage, "accumulation": n, "micro": 8 // ranks // n, "packed": packed}
-        for stage, n, packed in combinations
-    ]
-    adapters = [
-        {"stage": stage, "accumulation": 4 // ranks, "micro": 2, "packed": True, "variant": variant}
-        for stage, variant in itertools.product(STAGES, VARIANTS)
-        if (stage, variant) != (3, "DoRA")  # refused: it takes norms of whole weights
-    ]
-    pieces = {"accumulation": 8 // ranks, "micro": 1, "packed": True}
-    single = {**pieces, "stage": 3, "checkpointing": "Full"}
-    offloaded = [
-        {**pieces, "stage": 1, "optimizer": "CPU"},
-        {**pieces, "stage": 2, "optimizer": "CPU"},
-        {**pieces, "stage": 3, "optimizer": "CPU", "parameters": "CPU"},
-    ]
-    return [*plain, *adapters, single, *offloaded]
+Cell = dict[str, Any]
+Reference = Callable[[str], dict[str, list[float]]]
 
 
-def strategies() -> list[dict[str, Any]]:
-    """Ways to spread the same training."""
-    offload: list[dict[str, Any]] = [{"stage": stage, "optimizer": "CPU"} for stage in (1, 2, 3)]
-    plain = [{"stage": stage} for stage in (1, 2, 3)]
-    return [*plain, *offload, {"stage": 3, "optimizer": "CPU", "parameters": "CPU"}]
+def cell(stage: int, accumulation: int, packed: bool, method: str) -> Cell:
+    return {"stage": stage, "accumulation": accumulation, "packed": packed, "method": method}
+
+
+EVERY = [cell(*values) for values in itertools.product(STAGES, ACCUMULATION, PACKED, METHODS)]
+COVERING = [
+    cell(stage, accumulation, PACKED[(stage + index) % 2], METHODS[(stage // 2 + index) % 2])
+    for stage in STAGES
+    for index, accumulation in enumerate(ACCUMULATION)
+]
+"""With every pair of values of two dimensions in some cell."""
+UNEVEN = [each for each in COVERING if each["accumulation"] == 3]
+RECOMPUTED = {**cell(3, 8, True, "Full"), "checkpointing": "Full"}
+VARIANTS = [
+    cell(stage, 1, True, variant)
+    for stage, variant in itertools.product(STAGES, ("RSLoRA", "DoRA"))
+    if (stage, variant) != (3, "DoRA")  # refused: it takes norms of whole weights
+]
+SPREAD: list[Cell] = [
+    *({"stage": stage} for stage in (1, 2, 3)),
+    *({"stage": stage, "optimizer": "CPU"} for stage in (1, 2, 3)),
+    {"stage": 3, "optimizer": "CPU", "parameters": "CPU"},
+]
+"""Ways to spread the same training."""
+OFFLOADED = [{**cell(0, 8, True, "Full"), **each} for each in SPREAD if "optimizer" in each]
+
+
+def test_the_covering_cells_hold_every_pair_of_values() -> None:
+    def pairs(cells: list[Cell]) -> set[Any]:
+        return {pair for each in cells for pair in itertools.combinations(each.items(), 2)}
+
+    assert pairs(COVERING) == pairs(EVERY)
+    assert len(COVERING) == 12
 
 
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("gradients")
-    unsupervised = Tokens(np.arange(128, dtype=np.int32), ())
-    gang.write_cache(root / "cache", [unsupervised, *_weighted(gang.token_rows(40, seed=1))], [])
+    ids = [np.full(gradient_cells.MAX_LENGTH, index, np.int32) for index in range(8)]
+    rows = _weighted(gang.token_rows(120, seed=1, longest=40))
+    gang.write_cache(root / "cache", [*(Tokens(each, ()) for each in ids), *rows], [])
     gang.Job(root)
     return root
 
@@ -70,30 +80,45 @@ def _weighted(rows: list[Tokens]) -> list[Tokens]:
 
 
 @pytest.fixture(scope="module")
-def references(volume: Path) -> dict[str | None, dict[str, list[float]]]:
-    """By variant of LoRA; None = all weights."""
-    return {variant: gradient_cells.reference(volume, variant) for variant in (None, *VARIANTS)}
+def reference(volume: Path) -> Reference:
+    return functools.cache(lambda method: gradient_cells.reference(volume, method))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+def agree(ranks: int, cells: list[Cell], volume: Path, reference: Reference) -> None:
+    results = gang.call(gradient_cells.two_steps, ranks, volume=str(volume), cells=cells)
+    assert len(results) == len(cells)
+    for result in results:
+        expected = reference(result["method"])
+        assert result["norms"] == pytest.approx(expected["norms"], rel=1e-4), result
+        assert result["losses"] == pytest.approx(expected["losses"], rel=1e-4), result
+        if result["accumulation"] == 8:
+            assert result["empty"], "no micro-batch was without supervised tokens"
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("ranks", "cells"),
+    [(1, UNEVEN), (2, [*COVERING, RECOMPUTED, *VARIANTS, *OFFLOADED]), (4, UNEVEN)],
+    ids=["1-uneven", "2-covering", "4-uneven"],
+)
 def test_gradient_norm_and_loss_equal_those_of_one_full_batch(
-    ranks: int, volume: Path, references: dict[str | None, dict[str, list[float]]]
+    ranks: int, cells: list[Cell], volume: Path, reference: Reference
 ) -> None:
-    results = gang.call(gradient_cells.two_steps, ranks, volume=str(volume), cells=cells(ranks))
-    wrong = [
-        result
-        for result in results
-        if result["norms"] != pytest.approx(references[result.get("variant")]["norms"], rel=1e-4)
-        or result["losses"] != pytest.approx(references[result.get("variant")]["losses"], rel=1e-4)
-    ]
-    assert len(results) == len(cells(ranks))
-    assert not wrong, f"references {references}"
-    assert any(result["empty"] for result in results), "no micro-batch was without supervised tokens"
+    agree(ranks, cells, volume, reference)
 
 
+@pytest.mark.processes
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("ranks", RANKS)
+def test_so_they_do_in_every_combination(ranks: int, volume: Path, reference: Reference) -> None:
+    agree(ranks, EVERY, volume, reference)
+
+
+@pytest.mark.processes
 @pytest.mark.soak
 def test_stages_and_offloading_agree_over_fifty_steps(volume: Path) -> None:
-    cells = [{**each, "accumulation": 4, "micro": 1, "packed": True} for each in strategies()]
+    cells = [{**cell(0, 8, True, "Full"), **each} for each in SPREAD]
     first, *others = gang.call(gradient_cells.two_steps, 2, volume=str(volume), cells=cells, repeat=25)
     assert len(first["losses"]) == 50
     assert first["losses"][-1] < first["losses"][0] / 2, "nothing was learned"

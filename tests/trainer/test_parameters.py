@@ -112,7 +112,7 @@ CHANGES: dict[str, Any] = {
 
 def one_step(world: Any, volume: str, stages: list[int]) -> dict[str, list[float]]:
     """How far the first step of Adam moves a parameter of each group; see the test."""
-    from gradient_cells import SETTINGS, parts_of
+    from gradient_cells import SETTINGS, batches, parts_of
     from sft_trainer import loop
 
     engines.prepare("cpu")
@@ -127,7 +127,7 @@ def one_step(world: Any, volume: str, stages: list[int]) -> dict[str, list[float
         parts = parts_of(config, world, Path(volume), packed=True)
         names = ("model.norm.weight", "model.layers.1.self_attn.q_proj.weight", "model.embed_tokens.weight")
         before = [_whole(parts.engine, name) for name in names]
-        loop.optimizer_step(parts, 0, 1e-3)
+        loop.optimizer_step(parts, batches(parts, 0), 1e-3)
         moved[str(stage)] = [
             float((_whole(parts.engine, name) - old).abs().max())
             for name, old in zip(names, before, strict=True)

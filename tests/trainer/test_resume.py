@@ -48,6 +48,21 @@ def test_the_loss_after_kill_9_and_resume_is_bit_equal(precision: str, stage: in
     assert not list(checkpoints.glob(".staging-*"))
 
 
+def test_two_runs_of_the_same_seed_are_bit_equal_and_those_of_another_are_not(tmp_path: Path) -> None:
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.2, "targetModules": ["AllLinear"]}
+    chosen = {"training__method": "LoRA", "training__lora": lora, "training__maxSteps": 3}
+    runs = [
+        gang.Job(tmp_path / str(number), changes={**chosen, "training__seed": seed})
+        for number, seed in enumerate((7, 7, 8))
+    ]
+    for run in runs:
+        assert run.run().codes == [0, 0]
+    one, same, other = [(run.folder / "export" / "model.safetensors").read_bytes() for run in runs]
+    assert one == same
+    assert runs[0].curve() == runs[1].curve() != runs[2].curve()
+    assert one != other
+
+
 @pytest.mark.parametrize(
     ("variant", "stage"),
     [

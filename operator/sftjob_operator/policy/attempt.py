@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sft_trainer.config import TrainResult
+from dataclasses import replace
+
+from sft_trainer.config import FailureClass, TrainResult
 from sftjob_operator.api.objects import Manifest, Ref
 from sftjob_operator.api.status import AttemptStatus, ProgressStatus, ResultStatus
 from sftjob_operator.batchjob import BatchJob
@@ -12,7 +14,7 @@ from sftjob_operator.observe import Observed
 from sftjob_operator.pods import PodEnd, lost_pod, of_job, pod_end
 from sftjob_operator.policy.decision import Answer, Decision, Say, not_running
 from sftjob_operator.policy.records import live_record, made, new_record, with_outcome, with_record
-from sftjob_operator.policy.resize import is_resized, obstacle, resize
+from sftjob_operator.policy.resize import is_resized, obstacle, resize, resized_words, was_stopped_to_resize
 from sftjob_operator.policy.restart import RESIZED, after_failure
 from sftjob_operator.policy.running import is_outdated, watch
 from sftjob_operator.policy.suspend import hold, paused
@@ -75,7 +77,10 @@ def _ended(world: World, record: AttemptStatus, child: BatchJob, pods: list[Mani
         return Decision(status, not_running("Stopping", message), requeue=_STOPPING_SECONDS)
     stopping = world.job.spec.suspend or child.suspended
     effects = () if child.finished or lost is None else (Delete(child.ref, child.uid),)
-    return after_failure(world, record, failure(child, ends, stopping=stopping), child.finished_time, effects)
+    why = failure(child, ends, stopping=stopping)
+    if why.cls is FailureClass.INTERRUPTED and was_stopped_to_resize(world.job, child):
+        why = replace(why, reason=RESIZED, message=resized_words(world.job, child))
+    return after_failure(world, record, why, child.finished_time, effects)
 
 
 def _lost(world: World, record: AttemptStatus, child: BatchJob, lost: Manifest) -> Answer:
@@ -102,9 +107,8 @@ def _resized(
 
 
 def _replaced(world: World, record: AttemptStatus, child: BatchJob) -> Answer:
-    nodes = world.job.spec.workers.nodes
-    if child.suspended_by_us and child.pods != nodes:
-        why = disrupted(f"spec.workers.nodes was changed from {child.pods} to {nodes}", RESIZED)
+    if was_stopped_to_resize(world.job, child):
+        why = disrupted(resized_words(world.job, child), RESIZED)
     else:
         why = disrupted("the spec was changed before its pods ran", "SpecChanged")
     config_map = Ref("v1", "ConfigMap", child.ref.namespace, child.name)

@@ -25,8 +25,23 @@ _STOPPING_SECONDS = 5.0
 
 def is_resized(job: SFTJob, child: BatchJob) -> bool:
     """The user asks for another number of pods than this Job has, and nothing else is in the way."""
-    changed = job.spec.workers.nodes != child.pods and not job.spec.suspend
-    return changed and (child.suspended_by_us or not child.suspended) and objection(job) is None
+    if _is_as_wanted(job, child) or objection(job) is not None:
+        return False
+    return child.suspended_by_us or not child.suspended
+
+
+def was_stopped_to_resize(job: SFTJob, child: BatchJob) -> bool:
+    """What was to stop for that reason, whether it then stood still or counted as failed."""
+    return child.suspended_by_us and not _is_as_wanted(job, child)
+
+
+def _is_as_wanted(job: SFTJob, child: BatchJob) -> bool:
+    return job.spec.suspend or job.spec.workers.nodes == child.pods
+
+
+def resized_words(job: SFTJob, child: BatchJob) -> str:
+    """For the record of the attempt that ends."""
+    return f"spec.workers.nodes was changed from {child.pods} to {job.spec.workers.nodes}"
 
 
 def obstacle(world: World, seen: Observed) -> str | None:

@@ -7,9 +7,10 @@ the children: what a running attempt rests on is immutable before it exists.
 
 from __future__ import annotations
 
-from sft_trainer.config import PrepareResult
+from sft_trainer.config import FailureClass, PrepareResult
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Ref
+from sftjob_operator.api.status import Status
 from sftjob_operator.desired.job import attempt_config_map, attempt_job
 from sftjob_operator.desired.service import service
 from sftjob_operator.effects import Apply, Check, Create, Delete, Effect
@@ -19,6 +20,7 @@ from sftjob_operator.planning.plan import NoFit, Plan, plan
 from sftjob_operator.policy.decision import Decision, Say, not_running, revisit
 from sftjob_operator.policy.records import made, new_record, with_record
 from sftjob_operator.policy.refusal import refused
+from sftjob_operator.policy.restart import RESIZED
 from sftjob_operator.reports import rfc3339
 from sftjob_operator.world import World
 
@@ -35,7 +37,7 @@ def plan_and_start(world: World, seen: Observed, facts: PrepareResult) -> Decisi
         message = no_fit_message(job.spec, facts.model, world.hardware, chosen)
         conditions = {"Planned": Say("False", "DoesNotFit", message), **not_running("DoesNotFit", message)}
         # The stage that a checkpoint was written in must not be forgotten.
-        forgotten = {} if job.status.last_verified_step is not None else {"plan": None}
+        forgotten = {} if may_have_saved(job.status) else {"plan": None}
         return Decision(job.status.model_copy(update=forgotten), conditions)
     status = job.status.model_copy(update={"plan": chosen.status()})
     if world.refusal is not None:
@@ -57,8 +59,14 @@ def next_plan(world: World, facts: PrepareResult) -> Plan | NoFit:
     """The strategy of the attempt after the newest one."""
     job = world.job
     keep = job.status.plan if job.status.start_time is not None else None
-    resumes = job.status.last_verified_step is not None
-    return plan(job.spec, facts.model, world.hardware, keep, resumes=resumes)
+    return plan(job.spec, facts.model, world.hardware, keep, resumes=may_have_saved(job.status))
+
+
+def may_have_saved(status: Status) -> bool:
+    """Whether there may be a checkpoint: pods that were asked to stop may have saved without a word to us."""
+    asked = (RESIZED, FailureClass.INTERRUPTED)
+    trained = any(attempt.last_step or attempt.reason in asked for attempt in status.attempts)
+    return trained or status.last_verified_step is not None
 
 
 def _children(world: World, seen: Observed, facts: PrepareResult, chosen: Plan) -> tuple[Effect, ...]:
