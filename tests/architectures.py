@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import gang
+from gradient_cells import batches
 from sft_trainer import engine as engines
 from sft_trainer import export as exports
 from sft_trainer import loop, model
@@ -115,7 +116,7 @@ def _step(kind: str, world: World, volume: Path) -> dict[str, Any]:
         precision="fp32",
         checkpoint_bytes=0,
     )
-    own = loop.optimizer_step(parts, 0, 1e-3)
+    own = loop.optimizer_step(parts, batches(parts, 0), 1e-3)
     size = exports.export(parts, volume)  # loads it again, and compares what it says
     engine.destroy()
     return {
