@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import gang
-from sft_trainer import attention, loop, model
+from sft_trainer import attention, head, loop, model
 from sft_trainer import engine as engines
 from sft_trainer.assemble import training_plan
 from sft_trainer.batches import MicroBatch
@@ -76,6 +76,7 @@ def _parts(config: TrainConfig, world: World, volume: Path, *, packed: bool) -> 
         seed=0,
     )
     engine = engines.initialize(network, config, settings)
+    assert head.install(engine)
     assert not packed or attention.use_per_document(engine.module)
     plan = training_plan(config, rows.lengths, packed=packed)
     assert plan.total_steps == len(STEPS)

@@ -34,7 +34,7 @@ from sft_trainer.outcome import now
 from sft_trainer.progress import ProgressFile
 from sft_trainer.reporting import Journal, Reporter
 from sft_trainer.run_folder import RunFolder
-from sft_trainer.selfcheck import packing_is_safe
+from sft_trainer.selfcheck import packing_is_safe, use_loss_head
 from sft_trainer.stopping import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ def build(
     )
     expected = checkpoint_bytes(*model.counts(network), chosen)
     engine = engines.initialize(network, config, settings)
+    use_loss_head(engine, cache.train, world)
     packed = config.data.packing == "BestFit" and packing_is_safe(engine, cache.train, world)
     plan = training_plan(config, cache.train.lengths, packed=packed)
     seed_everything(config.training.seed, world.rank)
