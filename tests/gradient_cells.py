@@ -28,6 +28,7 @@ def two_steps(world: World, volume: str, cells: list[dict[str, Any]]) -> list[di
             "training__gradientAccumulationSteps": cell["accumulation"],
             "training__microBatchSize": cell["micro"],
             "deepspeed__activationCheckpointing": cell.get("checkpointing", "None"),
+            "training__loss": {"labelSmoothing": cell.get("smoothing", 0.0)},
         }
         job = gang.Job(Path(volume), ranks=world.size, changes=SETTINGS | changes)
         config = TrainConfig.model_validate(job.config())
@@ -95,7 +96,7 @@ def _parts(config: TrainConfig, world: World, volume: Path, *, packed: bool) -> 
     )
 
 
-def reference(volume: Path) -> dict[str, list[float]]:
+def reference(volume: Path, smoothing: float = 0.0) -> dict[str, list[float]]:
     """The same two steps in one process with plain torch: every row alone, one full batch, no DeepSpeed."""
     config = TrainConfig.model_validate(gang.Job(volume, ranks=1, changes=SETTINGS).config())
     rows = TokenCache(volume / config.data.cache).train
@@ -114,12 +115,17 @@ def reference(volume: Path) -> dict[str, list[float]]:
     plan = training_plan(config, rows.lengths, packed=True)
     norms, losses = [], []
     for step in STEPS:
-        total, count = torch.zeros(()), 0
+        total, plain, count = torch.zeros(()), 0.0, 0
         for row in (row for pack in plan.sequences(step) for row in pack):
             batch = collate(MicroBatch([[row]]), rows, torch.device("cpu"), packed=False)
             logits = network(input_ids=batch.input_ids, use_cache=False).logits[0]
             total = total + torch.nn.functional.cross_entropy(
-                logits, batch.targets[0], ignore_index=IGNORED, reduction="sum"
+                logits, batch.targets[0], ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing
+            )
+            plain += float(
+                torch.nn.functional.cross_entropy(
+                    logits.detach(), batch.targets[0], ignore_index=IGNORED, reduction="sum"
+                )
             )
             count += batch.supervised
         optimizer.zero_grad()
@@ -127,6 +133,6 @@ def reference(volume: Path) -> dict[str, list[float]]:
         norms.append(
             float(torch.nn.utils.clip_grad_norm_(network.parameters(), config.training.max_grad_norm))
         )
-        losses.append(float(total.detach()) / count)
+        losses.append(plain / count)
         optimizer.step()
     return {"norms": norms, "losses": losses}

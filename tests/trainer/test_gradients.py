@@ -27,7 +27,8 @@ def cells(ranks: int) -> list[dict[str, Any]]:
         for stage, n, packed in combinations
     ]
     single = {"stage": 3, "accumulation": 8 // ranks, "micro": 1, "packed": True, "checkpointing": "Full"}
-    return [*plain, single]
+    smoothed = {"stage": 2, "accumulation": 1, "micro": 8 // ranks, "packed": True, "smoothing": 0.1}
+    return [*plain, single, smoothed]
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +41,21 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(volume: Path) -> dict[str, list[float]]:
-    return gradient_cells.reference(volume)
+def references(volume: Path) -> dict[float, dict[str, list[float]]]:
+    return {smoothing: gradient_cells.reference(volume, smoothing) for smoothing in (0.0, 0.1)}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_gradient_norm_and_loss_equal_those_of_one_full_batch(
-    ranks: int, volume: Path, reference: dict[str, list[float]]
+    ranks: int, volume: Path, references: dict[float, dict[str, list[float]]]
 ) -> None:
     results = gang.call(gradient_cells.two_steps, ranks, volume=str(volume), cells=cells(ranks))
     wrong = [
         result
         for result in results
-        if result["norms"] != pytest.approx(reference["norms"], rel=1e-4)
-        or result["losses"] != pytest.approx(reference["losses"], rel=1e-4)
+        if result["norms"] != pytest.approx(references[result.get("smoothing", 0.0)]["norms"], rel=1e-4)
+        or result["losses"] != pytest.approx(references[result.get("smoothing", 0.0)]["losses"], rel=1e-4)
     ]
     assert len(results) == len(cells(ranks))
-    assert not wrong, f"reference {reference}"
+    assert not wrong, f"references {references}"
     assert any(result["empty"] for result in results), "no micro-batch was without supervised tokens"

@@ -7,6 +7,7 @@ import torch
 
 from sft_trainer import loss, softmax
 from sft_trainer.collate import IGNORED, Batch
+from sft_trainer.config import Loss
 from sft_trainer.softmax import Objective
 
 
@@ -114,3 +115,32 @@ def test_a_batch_without_supervised_token_runs_the_model_and_moves_nothing() -> 
     assert float(value.detach()) == 0.0
     assert model.table.grad is not None
     assert not model.table.grad.any()
+
+
+@pytest.mark.parametrize(
+    "extra", [{"label_smoothing": 0.1}, {"z_loss": 0.01}, {"label_smoothing": 0.2, "z_loss": 0.1}]
+)
+def test_what_is_added_is_in_the_gradient_and_the_value_stays_plain(extra: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    ours, targets, weights = torch.randn(7, 11, requires_grad=True), torch.randint(0, 11, (7,)), torch.rand(7)
+    theirs = ours.detach().clone().requires_grad_()
+    value = loss.cross_entropy_sum(ours, targets, Objective(0.3, weights, **extra))
+    value.backward()
+    plain = torch.nn.functional.cross_entropy(theirs, targets, reduction="none")
+    smooth = torch.nn.functional.cross_entropy(
+        theirs, targets, reduction="none", label_smoothing=extra.get("label_smoothing", 0.0)
+    )
+    whole = smooth + extra.get("z_loss", 0.0) * theirs.logsumexp(-1) ** 2
+    (0.3 * weights * whole).sum().backward()
+    assert float(value.detach()) == pytest.approx(float((0.3 * weights * plain).sum().detach()), rel=1e-6)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_model_is_trained_on_what_is_added() -> None:
+    model, made = Model(), batch([[3, 4, 5]])
+    extra = Loss(label_smoothing=0.5)
+    loss.supervised_loss(model, made, extra=extra).backward()
+    smoothed, model.table.grad = model.table.grad, None
+    loss.supervised_loss(model, made).backward()
+    assert smoothed is not None
+    assert not torch.allclose(smoothed, model.table.grad)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sft_trainer import engine as engines
-from sft_trainer import loop, model, precision
+from sft_trainer import loop, model, neftune, precision
 from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import fence, owner, resume
 from sft_trainer.checkpoint.commit import Store
@@ -103,6 +103,8 @@ def build(
         zero3=settings if partitioned else None,
         seed=config.training.seed,
     )
+    if config.training.neftune_alpha is not None:
+        neftune.install(network, config.training.neftune_alpha)
     expected = checkpoint_bytes(*model.counts(network), chosen)
     engine = engines.initialize(network, config, settings)
     use_loss_head(engine, cache.train, world)

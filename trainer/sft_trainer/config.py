@@ -265,6 +265,13 @@ class Optimizer(Contract):
     weight_decay: float
 
 
+class Loss(Contract):
+    """What is minimised beside the cross entropy; see sft_trainer.softmax."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
 class Training(Contract):
     """Hyper-parameters with every choice made: nothing is left to decide in the pod."""
 
@@ -278,6 +285,8 @@ class Training(Contract):
     learning_rate: float
     scheduler: Scheduler
     optimizer: Optimizer
+    loss: Loss | None = None
+    neftune_alpha: float | None = None  # None = no noise
     max_grad_norm: float
     precision: Literal["bf16", "fp32", "Auto"]  # Auto: only the pod sees the hardware
     seed: int

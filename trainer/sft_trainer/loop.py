@@ -129,7 +129,7 @@ def optimizer_step(parts: Parts, step: int, rate: float) -> OwnStep:
     losses = torch.zeros((), dtype=torch.float64, device=world.device)
     for index, batch in enumerate(batches):
         engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
-        loss = supervised_loss(engine, batch, scale)
+        loss = supervised_loss(engine, batch, scale, extra=parts.config.training.loss)
         clock = _lap(own.phases, "forward", clock)
         engine.backward(loss, scale_wrt_gas=False)
         losses += loss.detach()

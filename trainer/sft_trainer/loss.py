@@ -15,6 +15,7 @@ from torch import nn
 
 from sft_trainer import head
 from sft_trainer.collate import IGNORED, Batch
+from sft_trainer.config import Loss
 from sft_trainer.softmax import Objective, softmax_gradient
 
 # Results of a plain matrix product: nothing else needs these values in the backward pass.
@@ -53,17 +54,22 @@ def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor, objective: Ob
 
 
 def supervised_loss(
-    model: nn.Module, batch: Batch, scale: float = 1.0, weights: torch.Tensor | None = None
+    model: nn.Module,
+    batch: Batch,
+    scale: float = 1.0,
+    weights: torch.Tensor | None = None,
+    extra: Loss | None = None,
 ) -> torch.Tensor:
     """Forward pass of `model` (a DeepSpeed engine or a plain model) and `scale` times the loss of `batch`.
 
-    `weights`: fp32 [K], of the supervised positions in the order of `batch.targets`; None = all 1.
+    `weights`: fp32 [K], of the supervised positions in the order of `batch.targets`; None = all 1. `extra`: what
+    is minimised beside the cross entropy; the value returned is without it, its gradient is not.
 
     A batch without a supervised position still runs the whole model, head included, with a loss and a gradient
     of exactly zero: under ZeRO every rank has to take part in every collective.
     """
     keep = batch.targets != IGNORED
-    targets, objective = batch.targets[keep], Objective(scale, weights)
+    targets, objective = batch.targets[keep], _objective(scale, weights, extra)
     if batch.supervised == 0:
         keep = torch.zeros_like(keep)
         keep[0, 0] = True
@@ -73,3 +79,9 @@ def supervised_loss(
     if answers:
         return answer.reshape(())
     return cross_entropy_sum(answer.reshape(-1, answer.shape[-1]), targets, objective)
+
+
+def _objective(scale: float, weights: torch.Tensor | None, extra: Loss | None) -> Objective:
+    if extra is None:
+        return Objective(scale, weights)
+    return Objective(scale, weights, extra.label_smoothing, extra.z_loss)
