@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import gang
-from sft_trainer import attention, loop, model
+from sft_trainer import attention, head, loop, model
 from sft_trainer import engine as engines
 from sft_trainer import precision as precisions
 from sft_trainer.assemble import training_plan
@@ -36,6 +36,7 @@ def two_steps(
             "deepspeed__activationCheckpointing": cell.get("checkpointing", "None"),
             "deepspeed__offloadOptimizer": cell.get("optimizer", "None"),
             "deepspeed__offloadParameters": cell.get("parameters", "None"),
+            "training__loss": {"labelSmoothing": cell.get("smoothing", 0.0)},
         }
         job = gang.Job(Path(volume), ranks=world.size, changes=SETTINGS | changes)
         config = TrainConfig.model_validate(job.config())
@@ -105,6 +106,7 @@ def parts_of(
         seed=0,
     )
     engine = engines.initialize(network, config, settings)
+    assert head.install(engine.module)
     assert not packed or attention.use_per_document(engine.module)
     plan = training_plan(config, rows.lengths, packed=packed)
     return loop.Parts(
@@ -122,7 +124,9 @@ def parts_of(
     )
 
 
-def reference(volume: Path, trained: str = "Full", steps: tuple[int, ...] = STEPS) -> dict[str, list[float]]:
+def reference(
+    volume: Path, trained: str = "Full", smoothing: float = 0.0, steps: tuple[int, ...] = STEPS
+) -> dict[str, list[float]]:
     """The same steps in one process with plain torch: every row alone, one full batch, no DeepSpeed."""
     config = TrainConfig.model_validate(gang.Job(volume, 1, SETTINGS | method(trained)).config())
     rows = TokenCache(volume / config.data.cache).train
@@ -140,19 +144,23 @@ def reference(volume: Path, trained: str = "Full", steps: tuple[int, ...] = STEP
     plan = training_plan(config, rows.lengths, packed=True)
     norms, losses = [], []
     for step in steps:
-        total, count = torch.zeros(()), 0.0
+        total, plain, count = torch.zeros(()), 0.0, 0.0
         for row in (row for pack in plan.sequences(step) for row in pack):
             batch = collate(MicroBatch([[row]]), rows, torch.device("cpu"), packed=False)
             logits = network(input_ids=batch.input_ids, use_cache=False).logits[0]
-            each = torch.nn.functional.cross_entropy(
-                logits, batch.targets[0], ignore_index=IGNORED, reduction="none"
+            each, unsmoothed = (
+                torch.nn.functional.cross_entropy(
+                    logits, batch.targets[0], ignore_index=IGNORED, reduction="none", label_smoothing=amount
+                )
+                for amount in (smoothing, 0.0)
             )
             weights = torch.from_numpy(np.append(rows.row(row)[1][1:], np.float32(0)))
             total = total + (each * weights).sum()
+            plain += float((unsmoothed.detach() * weights).sum())
             count += float(weights.sum())
         optimizer.zero_grad()
         (total / count).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, config.training.max_grad_norm)))
-        losses.append(float(total.detach()) / count)
+        losses.append(plain / count)
         optimizer.step()
     return {"norms": norms, "losses": losses}

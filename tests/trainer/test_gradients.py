@@ -22,7 +22,7 @@ STAGES, ACCUMULATION, PACKED, METHODS = (0, 1, 2, 3), (1, 3, 8), (True, False), 
 RANKS = (1, 2, 4)
 
 Cell = dict[str, Any]
-Reference = Callable[[str], dict[str, list[float]]]
+Reference = Callable[[str, float], dict[str, list[float]]]
 
 
 def cell(stage: int, accumulation: int, packed: bool, method: str) -> Cell:
@@ -38,6 +38,7 @@ COVERING = [
 """With every pair of values of two dimensions in some cell."""
 UNEVEN = [each for each in COVERING if each["accumulation"] == 3]
 RECOMPUTED = {**cell(3, 8, True, "Full"), "checkpointing": "Full"}
+SMOOTHED = {**cell(2, 1, True, "Full"), "smoothing": 0.1}
 VARIANTS = [
     cell(stage, 1, True, variant)
     for stage, variant in itertools.product(STAGES, ("RSLoRA", "DoRA"))
@@ -81,14 +82,14 @@ def _weighted(rows: list[Tokens]) -> list[Tokens]:
 
 @pytest.fixture(scope="module")
 def reference(volume: Path) -> Reference:
-    return functools.cache(lambda method: gradient_cells.reference(volume, method))
+    return functools.cache(lambda method, smoothing: gradient_cells.reference(volume, method, smoothing))
 
 
 def agree(ranks: int, cells: list[Cell], volume: Path, reference: Reference) -> None:
     results = gang.call(gradient_cells.two_steps, ranks, volume=str(volume), cells=cells)
     assert len(results) == len(cells)
     for result in results:
-        expected = reference(result["method"])
+        expected = reference(result["method"], result.get("smoothing", 0.0))
         assert result["norms"] == pytest.approx(expected["norms"], rel=1e-4), result
         assert result["losses"] == pytest.approx(expected["losses"], rel=1e-4), result
         if result["accumulation"] == 8:
@@ -98,7 +99,7 @@ def agree(ranks: int, cells: list[Cell], volume: Path, reference: Reference) -> 
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("ranks", "cells"),
-    [(1, UNEVEN), (2, [*COVERING, RECOMPUTED, *VARIANTS, *OFFLOADED]), (4, UNEVEN)],
+    [(1, UNEVEN), (2, [*COVERING, RECOMPUTED, SMOOTHED, *VARIANTS, *OFFLOADED]), (4, UNEVEN)],
     ids=["1-uneven", "2-covering", "4-uneven"],
 )
 def test_gradient_norm_and_loss_equal_those_of_one_full_batch(

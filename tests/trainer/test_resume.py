@@ -18,7 +18,13 @@ CELLS = [(precision, stage) for stage in (1, 2, 3) for precision in ("fp32", "bf
 
 
 def job(volume: Path, precision: str, stage: int) -> gang.Job:
-    return gang.Job(volume, changes={"training__precision": precision, "deepspeed__zeroStage": stage})
+    noise = 5.0 if stage == 2 else None  # drawn anew in every step
+    changes = {
+        "training__precision": precision,
+        "training__neftuneAlpha": noise,
+        "deepspeed__zeroStage": stage,
+    }
+    return gang.Job(volume, changes=changes)
 
 
 @pytest.mark.parametrize(("precision", "stage"), CELLS)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sft_trainer import engine as engines
-from sft_trainer import loop, model, parameters, precision
+from sft_trainer import loop, model, neftune, parameters, precision
 from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import fence, owner, resume
 from sft_trainer.checkpoint.commit import Store
@@ -37,7 +37,7 @@ from sft_trainer.prefetch import Prefetch
 from sft_trainer.progress import ProgressFile
 from sft_trainer.reporting import Journal, Reporter
 from sft_trainer.run_folder import RunFolder
-from sft_trainer.selfcheck import packing_is_safe
+from sft_trainer.selfcheck import packing_is_safe, use_loss_head
 from sft_trainer.stopping import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -111,8 +111,11 @@ def build(
         seed=config.training.seed,
     )
     parameters.freeze(network, config.training.parameter_groups)
+    if config.training.neftune_alpha is not None:
+        neftune.install(network, config.training.neftune_alpha)
     expected = checkpoint_bytes(*model.counts(network), chosen)
     engine = engines.initialize(network, config, settings)
+    use_loss_head(engine, cache.train, world)
     packed = config.data.packing == "BestFit" and packing_is_safe(engine, cache.train, world)
     plan = training_plan(config, cache.train.lengths, packed=packed)
     seed_everything(config.training.seed, world.rank)

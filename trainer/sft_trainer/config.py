@@ -291,6 +291,13 @@ class EarlyStopping(Contract):
     min_delta: float
 
 
+class Loss(Contract):
+    """What is minimised beside the cross entropy; see sft_trainer.softmax."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
 class Training(Contract):
     """Hyper-parameters with every choice made: nothing is left to decide in the pod."""
 
@@ -306,6 +313,8 @@ class Training(Contract):
     scheduler: Scheduler
     optimizer: Optimizer
     parameter_groups: list[ParameterGroup] = Field(default_factory=list)
+    loss: Loss | None = None
+    neftune_alpha: float | None = None  # None = no noise
     max_grad_norm: float
     early_stopping: EarlyStopping | None = None
     precision: Literal["bf16", "fp16", "fp32", "Auto"]  # Auto: only the pod sees the hardware

@@ -191,13 +191,11 @@ def optimizer_step(parts: Parts, mine: Sequence[Batch], rate: float) -> OwnStep:
     (everywhere,) = world.sum([own.weight])
     # DeepSpeed averages gradients over ranks: times their number, it is the sum again.
     scale = world.size / (everywhere or 1.0)
-    # Before the loss rounds its gradient to fp16, not after it as DeepSpeed does: it would be 0 or infinite by then.
-    loss_scale = engines.loss_scale(engine)
-    own.loss_scale = loss_scale if parts.precision == "fp16" else None
+    own.loss_scale = engines.loss_scale(engine) if parts.precision == "fp16" else None
     losses = torch.zeros((), dtype=torch.float64, device=world.device)
     for index, batch in enumerate(mine):
         engine.set_gradient_accumulation_boundary(index == len(mine) - 1)
-        loss = supervised_loss(engine, batch, scale * loss_scale) / loss_scale
+        loss = supervised_loss(engine, batch, scale, parts.config.training.loss)
         clock = _lap(own.phases, "forward", clock)
         engine.backward(loss, scale_wrt_gas=False)
         losses += loss.detach()

@@ -1,26 +1,56 @@
-"""Does this model really keep packed documents apart?
+"""Does this model really do what is taken for granted of models? Asked at every start, with rows of its own data.
 
-transformers isolates documents by position ids for most architectures, silently fails to for some, and may
-change which. So every run asks the model itself, with two short documents of its own data.
+transformers isolates packed documents by position ids for most architectures, silently fails to for some, and may
+change which. Most heads are one matrix product, some scale or cap what comes out of it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 import torch
 
-from sft_trainer import attention
-from sft_trainer.collate import Rows
+from sft_trainer import attention, head
+from sft_trainer.collate import IGNORED, Batch, Rows
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
+from sft_trainer.loss import supervised_loss
 
 logger = logging.getLogger(__name__)
 
 _LENGTH = 32  # tokens of each document
 # Largest allowed difference, relative to the largest logit. Contamination measures 0.3 and more.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+_LOSS_TOLERANCE = 1e-3  # relative; the logits are the same, only summed in other pieces
+
+
+def use_loss_head(engine: Engine, rows: Rows, world: World) -> bool:
+    """Let the output layer itself compute the loss, where that equals the loss of the logits. Collective.
+
+    It does not where a model changes its logits afterwards (scaling, soft-capping).
+    """
+    ids = torch.from_numpy(np.asarray(rows.row(0)[0][:_LENGTH], np.int64))[None].to(world.device)
+    targets = torch.full_like(ids, IGNORED)
+    targets[:, :-1] = ids[:, 1:]
+    count = ids.shape[1] - 1
+    batch = Batch(ids, targets, None, None, tokens=count, padding=0, supervised=count)
+    engine.eval()
+    with torch.no_grad():
+        expected = float(supervised_loss(engine, batch))
+        equal = head.install(engine)
+        if equal:
+            close = math.isclose(float(supervised_loss(engine, batch)), expected, rel_tol=_LOSS_TOLERANCE)
+            equal = world.sum([not close])[0] == 0
+    engine.train()
+    if not equal:
+        head.uninstall(engine)
+    if world.is_first:
+        logger.info(
+            "loss %s", "by chunks of positions" if equal else "from the logits: this head is not plain"
+        )
+    return equal
 
 
 def packing_is_safe(engine: Engine, rows: Rows, world: World) -> bool:

@@ -272,6 +272,18 @@ class EarlyStopping(ApiModel):
     )
 
 
+class Loss(ApiModel):
+    """What is minimised beside the cross entropy. Reported losses are without it."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of the target that is spread over all tokens. Default 0."
+    )
+    z_loss: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Factor of log(Z)^2, which keeps logits from drifting; PaLM used 1e-4. Default 0.",
+    )
+
+
 class Training(ApiModel):
     """Hyper-parameters."""
 
@@ -312,6 +324,11 @@ class Training(ApiModel):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(2e-5, description="Peak. Default 2e-5.")
     scheduler: Scheduler = Field(default_factory=Scheduler, description="Learning-rate schedule.")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="Optimizer and its constants.")
+    loss: Loss | None = Field(None, description="What is minimised beside the cross entropy.")
+    neftune_alpha: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None,
+        description="Noise on the input embeddings while training (NEFTune); 5 to 15 is usual. Absent = none.",
+    )
     max_grad_norm: Annotated[float, Field(gt=0, le=1000000)] = Field(
         1.0, description="Gradients are scaled down to this global norm. Default 1."
     )

@@ -123,6 +123,8 @@ def _training(job: SFTJob, chosen: Plan, wanted: Intent) -> config.Training:
             eps=spec.optimizer.eps,
             weight_decay=spec.optimizer.weight_decay,
         ),
+        loss=config.Loss.model_validate(spec.loss.model_dump()) if spec.loss else None,
+        neftune_alpha=spec.neftune_alpha,
         max_grad_norm=wanted.max_grad_norm,
         parameter_groups=[config.ParameterGroup(**group.model_dump()) for group in spec.parameter_groups],
         early_stopping=_early_stopping(spec.early_stopping),

@@ -2,7 +2,7 @@
 
 States: ZeRO (https://arxiv.org/abs/1910.02054, sections 3.1 and 5). Activations: the counting of Korthikanti
 et al. (https://arxiv.org/abs/2205.05198, section 4.1) redone for gated MLPs, RMSNorm in fp32 and attention
-that stores no scores. The trainer's own: sft_trainer.engine (buckets), sft_trainer.loss (logits exist once).
+that stores no scores. The trainer's own: sft_trainer.engine (buckets), sft_trainer.head (a chunk of logits).
 """
 
 from __future__ import annotations
@@ -17,8 +17,24 @@ Offload = Literal["None", "CPU"]
 GIB = 2**30
 _BUCKET_ELEMENTS = {"gpu": 200_000_000, "cpu": 10_000_000}  # what sft_trainer.engine asks DeepSpeed for
 _OVERHEAD = {"gpu": int(1.75 * GIB), "cpu": 1 * GIB}  # CUDA context and NCCL; interpreter and libraries
-_LOSS_CHUNK = 3 * 64 * 2**20  # fp32 copies of a chunk of logits
 _HOST = 4 * GIB  # of a rank that computes on a GPU: interpreter, libraries, CUDA's own, data
+_LOGITS_CHUNK = {"gpu": 1024 * 2**20, "cpu": 256 * 2**20}  # what sft_trainer.head computes at once
+_LOSS_PIECE = {
+    "gpu": 3 * 64 * 2**20,
+    "cpu": 3 * 4 * 2**20,
+}  # fp32 copies of a piece of it, sft_trainer.softmax
+# Architectures that scale or cap their logits: these exist at all positions.
+_WHOLE_LOGITS = (
+    "Gemma2",
+    "Gemma3",
+    "Gemma4",
+    "Cohere",
+    "Granite",
+    "FalconH1",
+    "MiniCPM",
+    "NanoChat",
+    "HyperCLOVAX",
+)
 _SLACK = {"gpu": 0.08, "cpu": 0.20}  # of everything: fragmentation of the allocator
 
 
@@ -89,7 +105,7 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
         bucket += largest * size  # the largest gradient, on its way to the CPU
         loaded = parameters * size if stage < 3 else 0  # whole on the CPU, before any state is there
         host = int((max(host, loaded) + _HOST) * (1 + _SLACK["gpu"]))
-    logits = shape.micro_batch_size * shape.max_length * model.vocabulary_size * size + _LOSS_CHUNK
+    logits = _logits(model, shape, size)
     activations, overhead = _activations(model, shape, size), _OVERHEAD[shape.accelerator]
     needed = weights + gradients + optimizer + bucket + activations + logits + overhead
     return Memory(
@@ -109,6 +125,17 @@ def _gathered(model: ModelFacts) -> int:
     """Elements that ZeRO-3 holds whole at a time: two layers (one is prefetched), or the embeddings."""
     layer = (model.parameters - model.embedding_parameters) // max(model.layers, 1)
     return max(2 * layer, model.embedding_parameters)
+
+
+def _logits(model: ModelFacts, shape: Shape, size: int) -> int:
+    """A chunk of them, and the gradient of a trained head, which is summed in fp32 if there are more chunks."""
+    whole = shape.micro_batch_size * shape.max_length * model.vocabulary_size * size
+    piece = _LOSS_PIECE[shape.accelerator]
+    if model.architecture.startswith(_WHOLE_LOGITS):
+        return whole + piece
+    chunk = min(whole, _LOGITS_CHUNK[shape.accelerator])
+    head = 0 if shape.lora_rank is not None else model.vocabulary_size * model.hidden_size
+    return chunk + piece + head * (size if chunk == whole else size + 4)
 
 
 def _activations(model: ModelFacts, shape: Shape, size: int) -> int:

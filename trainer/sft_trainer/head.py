@@ -1,0 +1,146 @@
+"""The model's output layer, answering with the loss of a chunk of positions at a time.
+
+Logits of all positions times the vocabulary are the largest tensor of a step, and nobody needs them: while it is
+asked, the layer itself turns hidden states into loss, and into the gradients of hidden states and weights, chunk by
+chunk. It stays the module it was, so that whoever partitions its weights (ZeRO-3) fetches them once for all chunks
+and sees one gradient. It knows nothing of batches, and of models only where their head is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from sft_trainer.softmax import Objective, softmax_gradient
+
+# Bytes of logits at once. Every further chunk reads and writes the weights' whole gradient once more, which a chunk of
+# 700 rows on a CPU, 4,000 on a GPU hides behind its matrix products.
+_CHUNK_BYTES = {"cpu": 256 * 2**20, "gpu": 1024 * 2**20}
+
+
+class LossHead(nn.Linear):
+    """A linear output layer; while it is asked, hidden states [K, H] give their loss, fp32 [1, 1], not logits [K, V].
+
+    Two dimensions, so that what a model does to logits it can do to this; selfcheck.py sees whether it did.
+    """
+
+    asked: tuple[torch.Tensor, Objective] | None = None  # targets [K]
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Logits, or the loss."""
+        if self.asked is None:
+            return super().forward(input)
+        targets, objective = self.asked
+        return linear_cross_entropy(input, self.weight, self.bias, targets, objective).reshape(1, 1)
+
+
+def install(model: Any) -> bool:
+    """Make the output layer of `model` one that can be asked; False where it is not a plain linear layer."""
+    layer = _output_layer(model)
+    if type(layer) is nn.Linear:
+        layer.__class__ = LossHead
+    return isinstance(layer, LossHead)
+
+
+def uninstall(model: Any) -> None:
+    """Make it an ordinary layer again."""
+    layer: Any = _output_layer(model)
+    if isinstance(layer, LossHead):
+        layer.__class__ = nn.Linear  # type: ignore[assignment]
+
+
+@contextmanager
+def answering(model: Any, targets: torch.Tensor, objective: Objective) -> Iterator[bool]:
+    """In here the forward pass of `model` gives the loss as its `logits`; False: it gives logits as ever."""
+    layer = _output_layer(model)
+    if not isinstance(layer, LossHead):
+        yield False
+        return
+    layer.asked = (targets, objective)
+    try:
+        yield True
+    finally:
+        layer.asked = None
+
+
+def _output_layer(model: Any) -> Any:
+    model = getattr(model, "module", model)  # of a DeepSpeed engine
+    find = getattr(model, "get_output_embeddings", None)
+    return find() if find is not None else None
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    objective: Objective,
+) -> torch.Tensor:
+    """The loss of logits = hidden [K, H] @ weight [V, H]^T + bias [V], an fp32 scalar. Backward once only."""
+    tensors = [hidden, weight, bias]
+    if not torch.is_grad_enabled():  # a function with its own gradient cannot see that inside
+        tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
+    return cast(torch.Tensor, _LinearCrossEntropy.apply(*tensors, targets, objective))
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Loss and gradients in the forward pass; sums over chunks in fp32, rounded to the parameters' type once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        objective: Objective,
+    ) -> torch.Tensor:
+        objective, power = objective.split()
+        wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        of_hidden = torch.empty_like(hidden) if wanted[0] else None
+        of_weight: torch.Tensor | None = None
+        of_bias: torch.Tensor | None = None
+        for start, stop in _chunks(len(targets), weight):
+            rows = hidden[start:stop]
+            logits = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
+            gradient = logits if any(wanted) else None
+            total += softmax_gradient(logits, targets[start:stop], objective.rows(start, stop), gradient)
+            if of_hidden is not None:
+                torch.mm(logits, weight, out=of_hidden[start:stop])
+            if wanted[1]:
+                of_weight = _added(of_weight, logits.t() @ rows)
+            if wanted[2]:
+                of_bias = _added(of_bias, logits.sum(0))
+        ctx.gradients = [
+            of_hidden,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None or bias is None else of_bias.to(bias.dtype),
+        ]
+        ctx.power = power
+        return total * power
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None  # the last reference: autograd need not copy them
+        factor = outputs[0] * ctx.power
+        return (*(None if g is None else g.mul_(factor.to(g.dtype)) for g in gradients), None, None)
+
+
+def _chunks(count: int, weight: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of `count` positions, as few as the budget allows and equally long."""
+    budget = _CHUNK_BYTES["cpu" if weight.device.type == "cpu" else "gpu"]
+    most = max(1, budget // (weight.shape[0] * weight.element_size()))
+    number = -(-count // most)
+    rows = -(-count // number)
+    for start in range(0, count, rows):
+        yield start, min(start + rows, count)
+
+
+def _added(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
+    """The running sum over chunks: the first as it is, from the second in fp32."""
+    return part if total is None else total.float().add_(part)
