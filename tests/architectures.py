@@ -133,7 +133,7 @@ def _load(directory: Path) -> Any:
         directory,
         dtype=torch.float32,
         adapters=None,
-        activation_checkpointing=False,
+        activation_checkpointing="None",
         zero3=None,
         seed=0,
     )

@@ -101,7 +101,7 @@ def parts_of(
         volume / config.model.directory,
         dtype=precisions.dtype(precision),
         adapters=config.training.lora,
-        activation_checkpointing=config.deepspeed.activation_checkpointing == "Full",
+        activation_checkpointing=config.deepspeed.activation_checkpointing,
         zero3=settings if config.deepspeed.zero_stage == 3 and (world.size > 1 or offloaded) else None,
         seed=0,
     )
@@ -134,7 +134,7 @@ def reference(
         volume / config.model.directory,
         dtype=torch.float32,
         adapters=config.training.lora,
-        activation_checkpointing=False,
+        activation_checkpointing="None",
         zero3=None,
         seed=0,
     )

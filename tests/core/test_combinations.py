@@ -45,6 +45,20 @@ CASES = {
         },
         {"training": {"method": "LoRA", "lora": {"variant": "DoRA"}}, "deepspeed": {"zeroStage": 2}},
     ),
+    "deepspeed.config.zero_optimization.zero_hpz_partition_size and any zeroStage but 3": (
+        {"workers": GPU, "deepspeed": {"config": {"zero_optimization": {"zero_hpz_partition_size": 2}}}},
+        {"workers": GPU, "deepspeed": {"config": {"zero_optimization": {"zero_hpz_partition_size": 1}}}},
+    ),
+    "deepspeed.config.zero_optimization.zero_hpz_partition_size and a number of ranks that it does not divide": (
+        {
+            "workers": GPU,
+            "deepspeed": {"config": {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 3}}},
+        },
+        {
+            "workers": GPU,
+            "deepspeed": {"config": {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}},
+        },
+    ),
 }
 
 

@@ -37,7 +37,7 @@ COVERING = [
 ]
 """With every pair of values of two dimensions in some cell."""
 UNEVEN = [each for each in COVERING if each["accumulation"] == 3]
-RECOMPUTED = {**cell(3, 8, True, "Full"), "checkpointing": "Full"}
+RECOMPUTED = [{**cell(3, 8, True, "Full"), "checkpointing": what} for what in ("Selective", "Full")]
 SMOOTHED = {**cell(2, 1, True, "Full"), "smoothing": 0.1}
 VARIANTS = [
     cell(stage, 1, True, variant)
@@ -99,7 +99,7 @@ def agree(ranks: int, cells: list[Cell], volume: Path, reference: Reference) -> 
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("ranks", "cells"),
-    [(1, UNEVEN), (2, [*COVERING, RECOMPUTED, SMOOTHED, *VARIANTS, *OFFLOADED]), (4, UNEVEN)],
+    [(1, UNEVEN), (2, [*COVERING, *RECOMPUTED, SMOOTHED, *VARIANTS, *OFFLOADED]), (4, UNEVEN)],
     ids=["1-uneven", "2-covering", "4-uneven"],
 )
 def test_gradient_norm_and_loss_equal_those_of_one_full_batch(
@@ -122,6 +122,6 @@ def test_stages_and_offloading_agree_over_fifty_steps(volume: Path) -> None:
     cells = [{**cell(0, 8, True, "Full"), **each} for each in SPREAD]
     first, *others = gang.call(gradient_cells.two_steps, 2, volume=str(volume), cells=cells, repeat=25)
     assert len(first["losses"]) == 50
-    assert first["losses"][-1] < first["losses"][0] / 2, "nothing was learned"
+    assert first["losses"][-1] < first["losses"][0] - 2, "nothing was learned"
     for other in others:
         assert other["losses"] == pytest.approx(first["losses"], rel=1e-5), other

@@ -30,24 +30,6 @@ def test_value_and_gradient_are_torchs(piece_bytes: int, monkeypatch: pytest.Mon
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-@pytest.mark.parametrize("chunk_bytes", [4 * 11 * 3, 2**20], ids=["three rows", "all at once"])
-def test_weights_weigh_value_and_gradient(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "_CHUNK_BYTES", chunk_bytes)
-    torch.manual_seed(0)
-    targets, weights = torch.randint(0, 11, (7,)), torch.tensor([1.0, 0.25, 3, 1, 100, 0.001, 2])
-    ours = torch.randn(7, 11, requires_grad=True)
-    theirs = ours.detach().clone().requires_grad_()
-    expected = (torch.nn.functional.cross_entropy(theirs, targets, reduction="none") * weights).sum() / 5
-    with torch.no_grad():
-        unmoved = loss.cross_entropy_sum(ours, targets, 0.2, weights)
-    value = loss.cross_entropy_sum(ours, targets, 0.2, weights)
-    value.backward()
-    expected.backward()
-    assert float(unmoved) == pytest.approx(float(expected.detach()), rel=1e-6)
-    assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
-    torch.testing.assert_close(ours.grad, theirs.grad)
-
-
 def test_the_scale_is_not_rounded_to_the_type_of_the_logits() -> None:
     torch.manual_seed(0)
     table, targets = torch.randn(2000, 50), torch.randint(0, 50, (2000,))
