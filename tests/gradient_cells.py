@@ -20,8 +20,10 @@ from sft_trainer.distributed import World
 from sft_trainer.precision import Precision
 
 
-def two_steps(world: World, volume: str, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Gradient norm and loss of the last full and of the partial window, for each cell."""
+def two_steps(
+    world: World, volume: str, cells: list[dict[str, Any]], repeat: int = 1
+) -> list[dict[str, Any]]:
+    """Gradient norm and loss of the last full and of the partial window, for each cell, `repeat` times."""
     engines.prepare("cpu")
     results = []
     for cell in cells:
@@ -30,12 +32,14 @@ def two_steps(world: World, volume: str, cells: list[dict[str, Any]]) -> list[di
             "training__gradientAccumulationSteps": cell["accumulation"],
             "training__microBatchSize": cell["micro"],
             "deepspeed__activationCheckpointing": cell.get("checkpointing", "None"),
+            "deepspeed__offloadOptimizer": cell.get("optimizer", "None"),
+            "deepspeed__offloadParameters": cell.get("parameters", "None"),
         }
         job = gang.Job(Path(volume), ranks=world.size, changes=SETTINGS | changes)
         config = TrainConfig.model_validate(job.config())
         parts = parts_of(config, world, Path(volume), packed=cell["packed"])
         norms, losses, empty = [], [], False
-        for step in STEPS:
+        for step in STEPS * repeat:
             empty |= _has_empty_batch(parts, step)
             own = loop.optimizer_step(parts, step, 1e-3)
             total, count = world.sum([own.loss_sum, own.supervised])
@@ -72,12 +76,13 @@ def parts_of(
     """What the loop needs of an engine and rows; nothing is written or reported."""
     rows = TokenCache(volume / config.data.cache).train
     settings = engines.deepspeed_config(config, precision)
+    offloaded = config.deepspeed.offload_parameters == "CPU"
     network = model.load(
         volume / config.model.directory,
         dtype=precisions.dtype(precision),
         adapters=None,
         activation_checkpointing=config.deepspeed.activation_checkpointing == "Full",
-        zero3=settings if config.deepspeed.zero_stage == 3 and world.size > 1 else None,
+        zero3=settings if config.deepspeed.zero_stage == 3 and (world.size > 1 or offloaded) else None,
         seed=0,
     )
     engine = engines.initialize(network, config, settings)

@@ -78,6 +78,14 @@ def refused(spec: dict) -> tuple[str, str]:
             (f"{RAW}.gradient_clipping is 0.5", "spec.training.maxGradNorm is 1.0"),
             id="clipping",
         ),
+        pytest.param(
+            raw(
+                {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+                deepspeed={"offloadOptimizer": "None"},
+            ),
+            (f"{RAW}.zero_optimization.offload_optimizer.device is cpu", "offloadOptimizer is None"),
+            id="offloading",
+        ),
     ],
 )
 def test_a_raw_key_that_contradicts_a_typed_field_is_refused_naming_both(spec, both):
@@ -101,10 +109,12 @@ def test_a_raw_key_that_contradicts_a_typed_field_is_refused_naming_both(spec, b
             "spec.deepspeed.activationCheckpointing",
         ),
         (
-            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
-            "zero_optimization.offload_optimizer",
+            {"zero_optimization": {"offload_param": {"device": "nvme"}}},
+            "spec.deepspeed.offloadParameters: CPU",
         ),
-        ({"zero_optimization": {"offload_param": {"device": "nvme"}}}, "zero_optimization.offload_param"),
+        ({"zero_optimization": {"offload_optimizer": {"ratio": 0.3}}}, "offload_optimizer.ratio: remove it"),
+        ({"zero_optimization": {"cpu_offload": True}}, "set spec.deepspeed.offloadOptimizer"),
+        ({"zero_force_ds_cpu_optimizer": True}, "the optimizer on the CPU is torch's"),
         ({"pipeline": {"stages": 2}}, "pipeline"),
         ({"data_efficiency": {"enabled": True}}, "data_efficiency"),
         ({"zero_optimizaton": {"stage": 3}}, "zero_optimizaton: DeepSpeed has no such key"),
@@ -141,6 +151,11 @@ def test_a_raw_key_that_would_be_ignored_is_refused_with_what_to_do_instead(conf
         ({"zero_optimization": {"stage": "2"}}, "zero_optimization.stage"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage"),
         ({"bf16": {"enabled": "yes"}}, "bf16.enabled"),
+        (
+            {"zero_optimization": {"offload_param": {"pin_memory": True}}},
+            "zero_optimization.offload_param.device",
+        ),
+        ({"zero_optimization": {"offload_param": 1}}, "zero_optimization.offload_param"),
         ({"fp16": 1}, "fp16"),
         ({"train_batch_size": 0}, "train_batch_size"),
         ({"train_batch_size": 16.0}, "train_batch_size"),
@@ -159,7 +174,13 @@ def test_a_raw_key_fills_the_typed_field_that_is_unset_and_the_rest_is_handed_on
         sftjob(
             **raw(
                 {
-                    "zero_optimization": {"stage": 3, "overlap_comm": True, "reduce_bucket_size": "auto"},
+                    "zero_optimization": {
+                        "stage": 3,
+                        "overlap_comm": True,
+                        "reduce_bucket_size": "auto",
+                        "offload_optimizer": {"device": "cpu", "pin_memory": False},
+                        "offload_param": {"device": "cpu"},
+                    },
                     "bf16": {"enabled": True, "immediate_grad_update": True},
                     "fp16": {"enabled": False},
                     "optimizer": "auto",
@@ -176,8 +197,9 @@ def test_a_raw_key_fills_the_typed_field_that_is_unset_and_the_rest_is_handed_on
     found = intent(job.spec)
     assert (found.zero_stage, found.precision, found.max_grad_norm) == (3, "bf16", 0.5)
     assert (found.global_batch_size, found.micro_batch_size) == (8, 2)
+    assert (found.offload_optimizer, found.offload_parameters) == ("CPU", "CPU")
     assert found.raw == {
-        "zero_optimization": {"overlap_comm": True},
+        "zero_optimization": {"overlap_comm": True, "offload_optimizer": {"pin_memory": False}},
         "bf16": {"immediate_grad_update": True},
         "wall_clock_breakdown": True,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sft_trainer.config import ModelFacts
@@ -152,6 +154,62 @@ def test_when_no_stage_suffices_activations_are_recomputed_and_then_the_micro_ba
     ]
 
 
+ONE = {"nodes": 1, "gpusPerNode": 1}
+
+
+def with_memory(size: str) -> dict:
+    return {**ONE, "resources": {"limits": {"memory": size}}}
+
+
+def test_offloaded_states_lie_in_the_pods_memory():
+    on_gpu = shape(zero_stage=3, world_size=2)
+    memory = estimate(LLAMA_8B, replace(on_gpu, offload_optimizer="CPU"))
+    half = LLAMA_8B.parameters // 2
+    assert (memory.gradients, memory.optimizer) == (0, 0)
+    assert memory.weights == estimate(LLAMA_8B, on_gpu).weights
+    assert memory.host == pytest.approx((half * (12 + 4 + 2) + 4 * GIB) * 1.08, rel=1e-6)
+    both = estimate(LLAMA_8B, replace(on_gpu, offload_optimizer="CPU", offload_parameters="CPU"))
+    assert both.host - memory.host == pytest.approx(half * 2 * 1.08, rel=1e-6)
+    assert memory.weights - both.weights == half * 2
+    assert estimate(LLAMA_8B, on_gpu).host == 0
+
+
+def test_on_a_cpu_offloading_moves_nothing():
+    on_cpu = shape(zero_stage=3, accelerator="cpu")
+    offloaded = replace(on_cpu, offload_optimizer="CPU", offload_parameters="CPU")
+    assert estimate(SMALL, offloaded) == estimate(SMALL, on_cpu)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "offloads"), [(160, ("None", "None")), (40, ("CPU", "None")), (16, ("CPU", "CPU"))]
+)
+def test_the_optimizer_and_then_the_weights_are_offloaded_when_nothing_else_fits(gpu, offloads):
+    hardware = Hardware(gpu_memory_bytes=gpu * GIB)
+    found = choose(LLAMA_8B, hardware, workers=with_memory("512Gi"))
+    assert (found.offload_optimizer, found.offload_parameters) == offloads
+    assert found.zero_stage == (3 if "CPU" in offloads else 0)
+    assert ("offloadOptimizer" in found.decided) == (offloads[0] == "CPU")
+    words = fits_message(spec(workers=with_memory("512Gi")), found.status())
+    assert ("of the pod's memory" in words) == ("CPU" in offloads)
+
+
+def test_memory_that_is_not_stated_is_not_taken_unasked_but_when_asked():
+    hardware = Hardware(gpu_memory_bytes=40 * GIB)
+    words = no_fit(LLAMA_8B, hardware, workers=ONE)
+    assert "spec.deepspeed.offloadOptimizer: CPU and spec.workers.resources.limits.memory: " in words
+    asked = choose(LLAMA_8B, hardware, workers=ONE, deepspeed={"offloadOptimizer": "CPU"})
+    assert asked.offload_optimizer == "CPU"
+    assert asked.decided == ("zeroStage", "microBatchSize", "activationCheckpointing")
+
+
+def test_a_pod_with_too_little_memory_for_what_is_offloaded_is_said():
+    words = no_fit(LLAMA_8B, Hardware(gpu_memory_bytes=40 * GIB), workers=with_memory("100Gi"))
+    assert words.startswith("offloading needs about ")
+    assert "optimizer on the CPU), but there are 100.0 GiB" in words
+    need = words.split("limits.memory to ")[1].split()[0]
+    assert choose(LLAMA_8B, Hardware(gpu_memory_bytes=40 * GIB), workers=with_memory(need))
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_what_the_user_sets_is_kept_and_not_listed_as_decided(stage):
     found = choose(
@@ -243,7 +301,9 @@ def test_what_does_not_fit_is_said_with_every_way_out():
     assert "but there are 24.0 GiB" in words
     assert "GiB per GPU at least (ZeRO-1, micro-batch 1 with activation checkpointing)" in words
     assert words.endswith(
-        "it would fit with spec.training.method: LoRA and spec.deepspeed.zeroStage left to the planner"
+        "it would fit with spec.training.method: LoRA and spec.deepspeed.zeroStage left to the planner or "
+        "spec.deepspeed.offloadOptimizer: CPU and spec.deepspeed.zeroStage left to the planner and "
+        "spec.workers.resources.limits.memory: 166572Mi"
     )
 
 

@@ -53,6 +53,18 @@ def test_bf16_accumulates_gradients_in_fp32_where_deepspeed_can(
     assert made.get("data_types") == types
 
 
+def test_offloading_is_handed_to_deepspeed_and_pins_no_memory_on_a_cpu(tmp_path: Path) -> None:
+    made = settings(
+        tmp_path,
+        deepspeed__zeroStage=3,
+        deepspeed__offloadOptimizer="CPU",
+        deepspeed__offloadParameters="CPU",
+    )
+    assert made["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
+    assert made["zero_optimization"]["offload_param"] == {"device": "cpu", "pin_memory": False}
+    assert "offload_optimizer" not in settings(tmp_path)["zero_optimization"]
+
+
 def test_fp16_scales_losses_dynamically_as_the_raw_configuration_says(tmp_path: Path) -> None:
     made = settings(tmp_path, "fp16", deepspeed__config={"fp16": {"loss_scale_window": 100}})
     assert made["fp16"] == {"enabled": True, "hysteresis": 1, "loss_scale_window": 100}
@@ -118,7 +130,12 @@ def test_the_keys_that_are_accepted_are_those_which_this_deepspeed_reads() -> No
 
 def test_the_keys_of_sections_are_those_of_deepspeeds_models() -> None:
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.zero import offload_config as offloading
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    offloads = offloading.DeepSpeedZeroOffloadOptimizerConfig.model_fields.keys()
+    offloads |= offloading.DeepSpeedZeroOffloadParamConfig.model_fields.keys()
+    assert offloads == rawkeys.OFFLOAD_HANDED_ON | rawkeys.OFFLOAD_REFUSED.keys()
 
     for model, accepted, refused in (
         (DeepSpeedZeroConfig, rawkeys.ZERO_HANDED_ON, rawkeys.ZERO_REFUSED),

@@ -26,8 +26,21 @@ def cells(ranks: int) -> list[dict[str, Any]]:
         {"stage": stage, "accumulation": n, "micro": 8 // ranks // n, "packed": packed}
         for stage, n, packed in combinations
     ]
-    single = {"stage": 3, "accumulation": 8 // ranks, "micro": 1, "packed": True, "checkpointing": "Full"}
-    return [*plain, single]
+    pieces = {"accumulation": 8 // ranks, "micro": 1, "packed": True}
+    single = {**pieces, "stage": 3, "checkpointing": "Full"}
+    offloaded = [
+        {**pieces, "stage": 1, "optimizer": "CPU"},
+        {**pieces, "stage": 2, "optimizer": "CPU"},
+        {**pieces, "stage": 3, "optimizer": "CPU", "parameters": "CPU"},
+    ]
+    return [*plain, single, *offloaded]
+
+
+def strategies() -> list[dict[str, Any]]:
+    """Ways to spread the same training."""
+    offload: list[dict[str, Any]] = [{"stage": stage, "optimizer": "CPU"} for stage in (1, 2, 3)]
+    plain = [{"stage": stage} for stage in (1, 2, 3)]
+    return [*plain, *offload, {"stage": 3, "optimizer": "CPU", "parameters": "CPU"}]
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +71,13 @@ def test_gradient_norm_and_loss_equal_those_of_one_full_batch(
     assert len(results) == len(cells(ranks))
     assert not wrong, f"reference {reference}"
     assert any(result["empty"] for result in results), "no micro-batch was without supervised tokens"
+
+
+@pytest.mark.soak
+def test_stages_and_offloading_agree_over_fifty_steps(volume: Path) -> None:
+    cells = [{**each, "accumulation": 4, "micro": 1, "packed": True} for each in strategies()]
+    first, *others = gang.call(gradient_cells.two_steps, 2, volume=str(volume), cells=cells, repeat=25)
+    assert len(first["losses"]) == 50
+    assert first["losses"][-1] < first["losses"][0] / 2, "nothing was learned"
+    for other in others:
+        assert other["losses"] == pytest.approx(first["losses"], rel=1e-5), other

@@ -94,7 +94,9 @@ def build(
     chosen = agreed_precision(config, found, world)
     settings = engines.deepspeed_config(config, chosen)
     world.first(lambda: _keep(folder.root / "deepspeed.json", settings))
-    partitioned = config.deepspeed.zero_stage == 3 and world.size > 1
+    partitioned = config.deepspeed.zero_stage == 3 and (
+        world.size > 1 or config.deepspeed.offload_parameters == "CPU"  # never whole on the GPU
+    )
     network = model.load(
         within(volume, config.model.directory),
         dtype=precision.dtype(chosen),

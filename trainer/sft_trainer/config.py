@@ -293,6 +293,8 @@ class DeepSpeed(Contract):
     """The parallel strategy, decided, plus the user's raw DeepSpeed configuration to merge over ours."""
 
     zero_stage: Literal[0, 1, 2, 3]
+    offload_optimizer: Literal["None", "CPU"] = "None"
+    offload_parameters: Literal["None", "CPU"] = "None"
     activation_checkpointing: Literal["None", "Full"]
     config: dict[str, Any] = Field(default_factory=dict)
 

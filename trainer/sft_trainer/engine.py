@@ -64,13 +64,20 @@ def deepspeed_config(config: TrainConfig, precision: Precision) -> dict[str, Any
     if precision == "fp16":
         # A step that overflows is repeated at once: with the same scale it would overflow again.
         defaults["fp16"] = {"hysteresis": 1}
+    offloaded = {
+        "offload_optimizer": config.deepspeed.offload_optimizer,
+        "offload_param": config.deepspeed.offload_parameters,
+    }
+    devices = {name: {"device": "cpu"} for name, where in offloaded.items() if where == "CPU"}
+    for name in devices:
+        defaults["zero_optimization"][name] = {"pin_memory": on_gpu}
     size = config.topology.world_size
     decided: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
         "train_batch_size": size * training.micro_batch_size * training.gradient_accumulation_steps,
         "gradient_clipping": training.max_grad_norm,
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": {"stage": stage, **devices},
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16"},
     }

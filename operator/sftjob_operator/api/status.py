@@ -45,12 +45,17 @@ class PlanMemory(ApiModel):
 
     per_gpu: str = Field(alias="perGPU", description="Estimated need of one GPU (or one CPU process).")
     available: str | None = Field(None, description="What it has, where known.")
+    host: str | None = Field(
+        None, description="Estimated need of the pod's own memory per GPU, where something is offloaded."
+    )
 
 
 class PlanStatus(ApiModel):
     """The chosen parallel strategy."""
 
     zero_stage: int = Field(description="ZeRO stage.")
+    offload_optimizer: str = Field("None", description="None or CPU.")
+    offload_parameters: str = Field("None", description="None or CPU.")
     micro_batch_size: int = Field(description="Sequences per rank and forward pass.")
     gradient_accumulation_steps: int = Field(description="Forward passes per optimizer step.")
     activation_checkpointing: str = Field(description="None or Full.")

@@ -252,8 +252,31 @@ class Training(ApiModel):
 class DeepSpeed(ApiModel):
     """The parallel strategy. What is absent is chosen by the planner; the choice is in status.plan."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.offloadOptimizer) || self.offloadOptimizer == 'None' || !has(self.zeroStage) || "
+                "self.zeroStage > 0",
+                "spec.deepspeed.offloadOptimizer needs spec.deepspeed.zeroStage: 1 or 3 (2 only in fp32)",
+            ),
+            (
+                "!has(self.offloadParameters) || self.offloadParameters == 'None' || !has(self.zeroStage) || "
+                "self.zeroStage == 3",
+                "spec.deepspeed.offloadParameters needs spec.deepspeed.zeroStage: 3",
+            ),
+        )
+    )
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = Field(
         None, description="What is partitioned: 1 optimizer state, 2 and gradients, 3 and parameters."
+    )
+    offload_optimizer: Literal["None", "CPU"] | None = Field(
+        None,
+        description="CPU keeps optimizer state and gradients in the pod's memory and updates weights there. Absent = "
+        "only where nothing else fits and spec.workers.resources says that there is memory.",
+    )
+    offload_parameters: Literal["None", "CPU"] | None = Field(
+        None,
+        description="CPU keeps the weights in the pod's memory as well, and fetches each layer when it is needed.",
     )
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="Sequences per GPU and forward pass."

@@ -60,6 +60,8 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
         training=_training(job, chosen, wanted),
         deepspeed=config.DeepSpeed(
             zero_stage=chosen.zero_stage,
+            offload_optimizer=chosen.offload_optimizer,
+            offload_parameters=chosen.offload_parameters,
             activation_checkpointing=chosen.activation_checkpointing,
             config=dict(wanted.raw),
         ),

@@ -8,7 +8,7 @@ from sft_trainer.config import ModelFacts
 from sftjob_operator.api.status import PlanStatus
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.batch import SpecError
-from sftjob_operator.planning.hardware import Hardware, gibibytes, quantity_bytes
+from sftjob_operator.planning.hardware import Hardware, gibibytes, mebibytes, quantity_bytes
 from sftjob_operator.planning.plan import NoFit, Plan, plan
 
 _MOST_NODES = 64
@@ -23,6 +23,10 @@ def fits_message(spec: Spec, chosen: PlanStatus) -> str:
     parts = [f"ZeRO-{chosen.zero_stage}", f"micro-batch {chosen.micro_batch_size} x {passes} per {unit}"]
     if chosen.activation_checkpointing == "Full":
         parts.append("activation checkpointing")
+    on_cpu = _on_cpu(chosen.offload_optimizer, chosen.offload_parameters)
+    if on_cpu and chosen.memory.host is not None:
+        on_cpu += f" ({gibibytes(quantity_bytes(chosen.memory.host))} per {unit} of the pod's memory)"
+    parts += [on_cpu] if on_cpu else []
     need = quantity_bytes(chosen.memory.per_gpu)
     if chosen.memory.available is None:
         parts.append(f"about {gibibytes(need)} per {unit} (what there is, is unknown)")
@@ -37,12 +41,28 @@ def no_fit_message(spec: Spec, model: ModelFacts, hardware: Hardware, result: No
     least = result.smallest
     ways = [way for way in (_nodes(spec, model, hardware), *_changes(spec, model, hardware)) if way]
     advice = f"it would fit with {' or '.join(ways)}" if ways else f"use a {unit} with more memory"
-    checkpointing = " with activation checkpointing" if least.checkpointing == "Full" else ""
+    how = [f"ZeRO-{least.stage}", f"micro-batch {least.micro}"]
+    if least.checkpointing == "Full":
+        how[-1] += " with activation checkpointing"
+    how += [on_cpu] if (on_cpu := _on_cpu(least.offload_optimizer, least.offload_parameters)) else []
+    if result.host_bytes is not None:
+        pod = least.memory.host * spec.workers.gpus_per_node
+        return (
+            f"offloading needs about {gibibytes(least.memory.host)} of the pod's own memory per GPU at least "
+            f"({', '.join(how)}), but there are {gibibytes(result.host_bytes)}; set "
+            f"spec.workers.resources.limits.memory to {mebibytes(pod)} or more, or use more nodes"
+        )
     return (
-        f"training needs about {gibibytes(least.memory.total)} per {unit} at least (ZeRO-{least.stage}, "
-        f"micro-batch {least.micro}{checkpointing}), but there are {gibibytes(result.available_bytes)}; "
+        f"training needs about {gibibytes(least.memory.total)} per {unit} at least "
+        f"({', '.join(how)}), but there are {gibibytes(result.available_bytes)}; "
         f"{advice}"
     )
+
+
+def _on_cpu(optimizer: str, parameters: str) -> str:
+    """What is offloaded, in words; empty where nothing is."""
+    what = [word for word, where in (("optimizer", optimizer), ("parameters", parameters)) if where == "CPU"]
+    return f"{' and '.join(what)} on the CPU" if what else ""
 
 
 def _nodes(spec: Spec, model: ModelFacts, hardware: Hardware) -> str | None:
@@ -89,12 +109,35 @@ def _changes(spec: Spec, model: ModelFacts, hardware: Hardware) -> list[str]:
             found.append(f"spec.data.maxLength: {length}")
             break
         length //= 2
-    return found
+    return found + _offloading(spec, model, hardware)
+
+
+def _offloading(spec: Spec, model: ModelFacts, hardware: Hardware) -> list[str]:
+    """Offloading, which the planner does not choose where it does not know of the memory."""
+    fields = {"offload_optimizer": "offloadOptimizer", "offload_parameters": "offloadParameters"}
+    more: dict[str, str] = {}
+    for name in fields if spec.workers.gpus_per_node else ():
+        more[name] = "CPU"
+        if getattr(spec.deepspeed, name) is not None:
+            return []
+        found = _planned(spec, model, hardware, {"deepspeed": {**more, "zero_stage": None}})
+        if found is not None and found.host_bytes is not None:
+            words = [f"spec.deepspeed.{fields[each]}: CPU" for each in more]
+            if spec.deepspeed.zero_stage is not None:
+                words.append("spec.deepspeed.zeroStage left to the planner")
+            memory = mebibytes(found.host_bytes * spec.workers.gpus_per_node)
+            return [" and ".join([*words, f"spec.workers.resources.limits.memory: {memory}"])]
+    return []
 
 
 def _would_fit(spec: Spec, model: ModelFacts, hardware: Hardware, change: Changes) -> bool:
+    return _planned(spec, model, hardware, change) is not None
+
+
+def _planned(spec: Spec, model: ModelFacts, hardware: Hardware, change: Changes) -> Plan | None:
     parts = {name: getattr(spec, name).model_copy(update=update) for name, update in change.items()}
     try:
-        return isinstance(plan(spec.model_copy(update=parts), model, hardware), Plan)
+        found = plan(spec.model_copy(update=parts), model, hardware)
     except SpecError:
-        return False
+        return None
+    return found if isinstance(found, Plan) else None

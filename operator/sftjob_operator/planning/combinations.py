@@ -37,6 +37,26 @@ ROWS = (
         "set deepspeed.zeroStage to 1 (on a single GPU too), or remove it",
         lambda spec, wanted: wanted.precision == "fp16" and wanted.zero_stage == 0,
     ),
+    Row(
+        "deepspeed.offloadOptimizer CPU and deepspeed.zeroStage 0",
+        "stage 0 has no optimizer partition that could be elsewhere",
+        "set deepspeed.zeroStage to 3, or remove it",
+        lambda spec, wanted: wanted.offload_optimizer == "CPU" and wanted.zero_stage == 0,
+    ),
+    Row(
+        "deepspeed.offloadOptimizer CPU and deepspeed.zeroStage 2 (but in fp32)",
+        "there DeepSpeed accumulates gradients on the CPU in the model's type, with its rounding errors",
+        "set deepspeed.zeroStage to 1 or 3, or remove it; or training.precision to fp32",
+        lambda spec, wanted: (
+            wanted.offload_optimizer == "CPU" and wanted.zero_stage == 2 and wanted.precision != "fp32"
+        ),
+    ),
+    Row(
+        "deepspeed.offloadParameters CPU and deepspeed.zeroStage 0, 1 or 2",
+        "below stage 3 every rank computes with whole weights",
+        "set deepspeed.zeroStage to 3, or remove it",
+        lambda spec, wanted: wanted.offload_parameters == "CPU" and wanted.zero_stage in (0, 1, 2),
+    ),
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.batch import SpecError, batch_sizes
-from sftjob_operator.planning.memory import Precision
+from sftjob_operator.planning.memory import Offload, Precision
 from sftjob_operator.planning.rawkeys import RAW, handed_on, refuse_what_would_be_ignored, section_of
 
 
@@ -26,6 +26,8 @@ class Intent:
     global_batch_size: int
     micro_batch_size: int | None
     zero_stage: int | None
+    offload_optimizer: Offload | None
+    offload_parameters: Offload | None
     activation_checkpointing: Literal["None", "Full"] | None
     precision: Precision | None
     max_grad_norm: float
@@ -55,6 +57,12 @@ def intent(spec: Spec) -> Intent:
         global_batch_size=sizes.global_size,
         micro_batch_size=sizes.micro_size,
         zero_stage=stage,
+        offload_optimizer=_offload(
+            raw, "offload_optimizer", "offloadOptimizer", spec.deepspeed.offload_optimizer
+        ),
+        offload_parameters=_offload(
+            raw, "offload_param", "offloadParameters", spec.deepspeed.offload_parameters
+        ),
         activation_checkpointing=spec.deepspeed.activation_checkpointing,
         precision=precision,
         max_grad_norm=norm,
@@ -72,6 +80,25 @@ def _zero_stage(spec: Spec, raw: Mapping[str, Any]) -> int | None:
     if typed is not None and typed != value:
         raise _conflict(path, value, "spec.deepspeed.zeroStage", typed)
     return int(value)
+
+
+def _offload(raw: Mapping[str, Any], name: str, alias: str, typed: Offload | None) -> Offload | None:
+    section, path = section_of(raw, f"zero_optimization.{name}"), f"{RAW}.zero_optimization.{name}.device"
+    if not section:
+        return typed
+    device = section.get("device")
+    if device == "nvme":
+        raise SpecError(
+            "DeepSpeedConfigUnsupported",
+            f"{path}: offloading to NVMe is not supported, DeepSpeed compiles its asynchronous I/O at the first use; "
+            f"write cpu, or set spec.deepspeed.{alias}: CPU",
+        )
+    if device not in ("cpu", "none"):
+        raise SpecError("DeepSpeedConfigInvalid", f"{path} is {device!r}, but must be cpu or none")
+    wanted: Offload = "CPU" if device == "cpu" else "None"
+    if typed is not None and typed != wanted:
+        raise _conflict(path, device, f"spec.deepspeed.{alias}", typed)
+    return wanted
 
 
 def _precision(spec: Spec, raw: Mapping[str, Any]) -> Precision | None:

@@ -7,16 +7,18 @@ that stores no scores. The trainer's own: sft_trainer.engine (buckets), sft_trai
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from sft_trainer.config import ModelFacts
 
 Precision = Literal["bf16", "fp16", "fp32"]
+Offload = Literal["None", "CPU"]
 GIB = 2**30
 _BUCKET_ELEMENTS = {"gpu": 200_000_000, "cpu": 10_000_000}  # what sft_trainer.engine asks DeepSpeed for
 _OVERHEAD = {"gpu": int(1.75 * GIB), "cpu": 1 * GIB}  # CUDA context and NCCL; interpreter and libraries
 _LOSS_CHUNK = 3 * 64 * 2**20  # fp32 copies of a chunk of logits
+_HOST = 4 * GIB  # of a rank that computes on a GPU: interpreter, libraries, CUDA's own, data
 _SLACK = {"gpu": 0.08, "cpu": 0.20}  # of everything: fragmentation of the allocator
 
 
@@ -33,11 +35,13 @@ class Shape:
     accelerator: Literal["gpu", "cpu"]
     lora_rank: int | None
     """None = all weights are trained."""
+    offload_optimizer: Offload = "None"
+    offload_parameters: Offload = "None"
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank."""
+    """Bytes of one rank: of its GPU, and, where something is offloaded from one, of the pod's own memory."""
 
     weights: int
     gradients: int
@@ -47,11 +51,13 @@ class Memory:
     logits: int
     overhead: int
     slack: int
+    host: int = 0
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return sum(getattr(self, each.name) for each in fields(self))
+        """All but `host`."""
+        states = self.weights + self.gradients + self.optimizer + self.buffers
+        return states + self.activations + self.logits + self.overhead + self.slack
 
 
 def estimate(model: ModelFacts, shape: Shape) -> Memory:
@@ -65,11 +71,24 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
     weights = parameters * size
     if stage == 3:
         weights = weights // share + _gathered(model) * size
+    largest = model.vocabulary_size * model.hidden_size
     # fp32: the master copy (not where weights are fp32 themselves and nothing is partitioned), two moments
     master = 0 if size == 4 and stage == 0 else 4
     optimizer = trained * (master + 8) // (share if stage >= 1 else 1)
     gradients = trained * 4 // (share if stage >= 2 else 1)
+    host = 0
+    if shape.offload_optimizer == "CPU" and shape.accelerator == "gpu":  # on a CPU it is the same memory
+        # Beside the optimizer's: fp32 gradients, and the updated weights on their way back to the GPU.
+        host = optimizer + trained * (4 + size) // share
+        gradients, optimizer = (0 if stage >= 2 else gradients), 0
+    if shape.offload_parameters == "CPU" and shape.accelerator == "gpu":
+        host += parameters * size // share
+        weights = _gathered(model) * size
     bucket = min(trained, _BUCKET_ELEMENTS[shape.accelerator]) * size * 2 if stage >= 1 else 0
+    if host:
+        bucket += largest * size  # the largest gradient, on its way to the CPU
+        loaded = parameters * size if stage < 3 else 0  # whole on the CPU, before any state is there
+        host = int((max(host, loaded) + _HOST) * (1 + _SLACK["gpu"]))
     logits = shape.micro_batch_size * shape.max_length * model.vocabulary_size * size + _LOSS_CHUNK
     activations, overhead = _activations(model, shape, size), _OVERHEAD[shape.accelerator]
     needed = weights + gradients + optimizer + bucket + activations + logits + overhead
@@ -82,6 +101,7 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
         logits=logits,
         overhead=overhead,
         slack=int(needed * _SLACK[shape.accelerator]),
+        host=host,
     )
 
 

@@ -1,7 +1,8 @@
 """The parallel strategy: what the spec leaves open is chosen so that it fits, in a fixed order.
 
 Order: the largest sensible micro-batch with the lowest ZeRO stage; then higher stages; then activation
-checkpointing; then a smaller micro-batch. What fits nowhere is said before a GPU is taken, with what would.
+checkpointing; then a smaller micro-batch; then, all that again, with the optimizer and at last the weights in the
+pod's own memory. What fits nowhere is said before a GPU is taken, with what would.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Literal
 
 from sft_trainer.config import ModelFacts
@@ -17,7 +19,7 @@ from sftjob_operator.api.status import PlanMemory, PlanStatus
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.hardware import DEFAULT_GPU_MEMORY, Hardware, mebibytes, quantity_bytes
 from sftjob_operator.planning.intent import Intent, intent
-from sftjob_operator.planning.memory import Memory, Precision, Shape, estimate
+from sftjob_operator.planning.memory import Memory, Offload, Precision, Shape, estimate
 
 # A forward pass of more tokens is no faster per token on a GPU; a CPU is busy with one sequence.
 _TOKENS_PER_PASS = 8192
@@ -28,6 +30,8 @@ class Plan:
     """Every choice made."""
 
     zero_stage: Literal[0, 1, 2, 3]
+    offload_optimizer: Offload
+    offload_parameters: Offload
     micro_batch_size: int
     gradient_accumulation_steps: int
     activation_checkpointing: Literal["None", "Full"]
@@ -35,27 +39,34 @@ class Plan:
     tokens_per_step: int
     memory_bytes: int
     available_bytes: int | None
+    host_bytes: int | None
     decided: tuple[str, ...]
 
     @property
     def hash(self) -> str:
-        """Digest of the choices (not of the estimate)."""
+        """Digest of the choices (not of the estimate, nor of offloading where there is none)."""
         choices = asdict(self)
-        for name in ("memory_bytes", "available_bytes", "decided"):
+        for name in ("memory_bytes", "available_bytes", "host_bytes", "decided"):
             del choices[name]
+        for name in ("offload_optimizer", "offload_parameters"):
+            if choices[name] == "None":
+                del choices[name]
         return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:8]
 
     def status(self) -> PlanStatus:
         """As it stands in status.plan."""
         available = None if self.available_bytes is None else mebibytes(self.available_bytes)
+        host = None if self.host_bytes is None else mebibytes(self.host_bytes)
         return PlanStatus(
             zero_stage=self.zero_stage,
+            offload_optimizer=self.offload_optimizer,
+            offload_parameters=self.offload_parameters,
             micro_batch_size=self.micro_batch_size,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             activation_checkpointing=self.activation_checkpointing,
             world_size=self.world_size,
             tokens_per_step=self.tokens_per_step,
-            memory=PlanMemory(per_gpu=mebibytes(self.memory_bytes), available=available),
+            memory=PlanMemory(per_gpu=mebibytes(self.memory_bytes), available=available, host=host),
             hash=self.hash,
             decided=list(self.decided),
         )
@@ -68,15 +79,19 @@ class Candidate:
     stage: Literal[0, 1, 2, 3]
     micro: int
     checkpointing: Literal["None", "Full"]
+    offload_optimizer: Offload
+    offload_parameters: Offload
     memory: Memory
 
 
 @dataclass(frozen=True)
 class NoFit:
-    """Nothing fits: the smallest need there is, and what there is."""
+    """Nothing fits: the smallest need there is, and what there is, of the GPU's memory or of the pod's own."""
 
     smallest: Candidate
     available_bytes: int
+    host_bytes: int | None = None
+    """Set where the smallest would fit the GPU, but not the pod."""
 
 
 def plan(spec: Spec, model: ModelFacts, hardware: Hardware, keep: PlanStatus | None = None) -> Plan | NoFit:
@@ -86,39 +101,55 @@ def plan(spec: Spec, model: ModelFacts, hardware: Hardware, keep: PlanStatus | N
     hardware reads now, because a checkpoint can only be loaded by the strategy that wrote it.
     """
     wanted = intent(spec)
-    available = available_bytes(spec, hardware)
+    available, host = available_bytes(spec, hardware), host_bytes(spec, hardware)
     if keep is not None and keep.world_size == wanted.world_size:
         return _kept(spec, wanted, keep)
     smallest: Candidate | None = None
     precision = wanted.precision or expected_precision(wanted, hardware)
-    for candidate in candidates(spec, wanted, model, precision, known=available is not None):
+    crowded: Candidate | None = None  # fits the GPU, but not the pod
+    for candidate in candidates(
+        spec, wanted, model, precision, known=available is not None, host_known=host is not None
+    ):
         if available is None or candidate.memory.total <= available:
-            return _plan(spec, wanted, candidate, available)
+            if host is None or candidate.memory.host <= host:
+                return _plan(spec, wanted, candidate, available)
+            if crowded is None or candidate.memory.host < crowded.memory.host:
+                crowded = candidate
         if smallest is None or candidate.memory.total < smallest.memory.total:
             smallest = candidate
     if smallest is None or available is None:
         raise AssertionError("there is always a candidate")
-    return NoFit(smallest, available)
+    return NoFit(smallest, available) if crowded is None else NoFit(crowded, available, host)
 
 
 def candidates(
-    spec: Spec, wanted: Intent, model: ModelFacts, precision: Precision, *, known: bool
+    spec: Spec,
+    wanted: Intent,
+    model: ModelFacts,
+    precision: Precision,
+    *,
+    known: bool,
+    host_known: bool,
 ) -> Iterator[Candidate]:
     """All strategies that the spec allows, the preferred ones first."""
-    for micro in _micro_batches(wanted, spec.data.max_length):
-        for checkpointing in _checkpointing(wanted):
-            for stage in _stages(wanted, precision, known):
-                shape = Shape(
-                    world_size=wanted.world_size,
-                    zero_stage=stage,
-                    micro_batch_size=micro,
-                    max_length=spec.data.max_length,
-                    checkpointing=checkpointing == "Full",
-                    precision=precision,
-                    accelerator=wanted.accelerator,
-                    lora_rank=lora_rank(spec),
-                )
-                yield Candidate(stage, micro, checkpointing, estimate(model, shape))
+    for (optimizer, parameters), micro, checkpointing in product(
+        _offloads(wanted, host_known), _micro_batches(wanted, spec.data.max_length), _checkpointing(wanted)
+    ):
+        offloads = "CPU" in (optimizer, parameters)
+        for stage in _stages(wanted, precision, known, offloads):
+            shape = Shape(
+                world_size=wanted.world_size,
+                zero_stage=stage,
+                micro_batch_size=micro,
+                max_length=spec.data.max_length,
+                checkpointing=checkpointing == "Full",
+                precision=precision,
+                accelerator=wanted.accelerator,
+                lora_rank=lora_rank(spec),
+                offload_optimizer=optimizer,
+                offload_parameters=parameters,
+            )
+            yield Candidate(stage, micro, checkpointing, optimizer, parameters, estimate(model, shape))
 
 
 def expected_precision(wanted: Intent, hardware: Hardware) -> Precision:
@@ -145,9 +176,36 @@ def available_bytes(spec: Spec, hardware: Hardware) -> int | None:
     return None if pod is None else pod // (workers.processes_per_node or 1)
 
 
-def _stages(wanted: Intent, precision: Precision, known: bool) -> tuple[Literal[0, 1, 2, 3], ...]:
+def host_bytes(spec: Spec, hardware: Hardware) -> int | None:
+    """Memory of the pod for each of its GPUs, where that is known; None otherwise, and on CPUs."""
+    workers = spec.workers
+    if not workers.gpus_per_node:
+        return None
+    stated = workers.resources.limits.get("memory", workers.resources.requests.get("memory"))
+    pod = hardware.host_memory_bytes if stated is None else quantity_bytes(stated)
+    return None if pod is None else pod // workers.gpus_per_node
+
+
+def _offloads(wanted: Intent, host_known: bool) -> list[tuple[Offload, Offload]]:
+    """Where optimizer and parameters lie. Of itself only where the pod is known to have memory for them."""
+    free = host_known and wanted.zero_stage in (None, 3)
+    optimizers: tuple[Offload, ...] = ("None", "CPU") if free else ("None",)
+    parameters: tuple[Offload, ...] = optimizers
+    if wanted.offload_optimizer is not None:
+        optimizers = (wanted.offload_optimizer,)
+    if wanted.offload_parameters is not None:
+        parameters = (wanted.offload_parameters,)
+    pairs = [(one, other) for one in optimizers for other in parameters]
+    return [pair for pair in pairs if pair != ("None", "CPU") or wanted.offload_parameters == "CPU"]
+
+
+def _stages(
+    wanted: Intent, precision: Precision, known: bool, offloads: bool
+) -> tuple[Literal[0, 1, 2, 3], ...]:
     if wanted.zero_stage is not None:
         return (wanted.zero_stage,)  # type: ignore[return-value]
+    if offloads:
+        return (3,)  # 2 accumulates gradients on the CPU in the model's type, 1 keeps them on the GPU
     if wanted.world_size == 1:  # nothing to partition; stage 0 has no fp16 (combinations)
         return (1,) if precision == "fp16" else (0,)
     # Stage 1 reduces gradients once a step, 2 and 3 in every pass: the lowest that fits is the fastest.
@@ -169,34 +227,44 @@ def _micro_batches(wanted: Intent, max_length: int) -> list[int]:
 
 
 def _plan(spec: Spec, wanted: Intent, chosen: Candidate, available: int | None) -> Plan:
-    open_fields = {
+    open_fields: dict[str, object] = {
         "zeroStage": wanted.zero_stage,
         "microBatchSize": wanted.micro_batch_size,
         "activationCheckpointing": wanted.activation_checkpointing,
     }
+    if chosen.offload_optimizer == "CPU":
+        open_fields["offloadOptimizer"] = wanted.offload_optimizer
+    if chosen.offload_parameters == "CPU":
+        open_fields["offloadParameters"] = wanted.offload_parameters
     return Plan(
         zero_stage=chosen.stage,
         micro_batch_size=chosen.micro,
         gradient_accumulation_steps=wanted.global_batch_size // (wanted.world_size * chosen.micro),
         activation_checkpointing=chosen.checkpointing,
+        offload_optimizer=chosen.offload_optimizer,
+        offload_parameters=chosen.offload_parameters,
         world_size=wanted.world_size,
         tokens_per_step=wanted.global_batch_size * spec.data.max_length,
         memory_bytes=chosen.memory.total,
         available_bytes=available,
+        host_bytes=chosen.memory.host or None,
         decided=tuple(name for name, value in open_fields.items() if value is None),
     )
 
 
 def _kept(spec: Spec, wanted: Intent, keep: PlanStatus) -> Plan:
-    available = keep.memory.available
+    available, host = keep.memory.available, keep.memory.host
     return Plan(
         zero_stage=keep.zero_stage,  # type: ignore[arg-type]
         micro_batch_size=keep.micro_batch_size,
         gradient_accumulation_steps=keep.gradient_accumulation_steps,
         activation_checkpointing="Full" if keep.activation_checkpointing == "Full" else "None",
+        offload_optimizer="CPU" if keep.offload_optimizer == "CPU" else "None",
+        offload_parameters="CPU" if keep.offload_parameters == "CPU" else "None",
         world_size=wanted.world_size,
         tokens_per_step=wanted.global_batch_size * spec.data.max_length,
         memory_bytes=quantity_bytes(keep.memory.per_gpu),
         available_bytes=None if available is None else quantity_bytes(available),
+        host_bytes=None if host is None else quantity_bytes(host),
         decided=tuple(keep.decided),
     )

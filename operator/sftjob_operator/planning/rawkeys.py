@@ -46,13 +46,14 @@ HANDED_ON = frozenset(
         "wall_clock_breakdown",
         "wandb",
         "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
         "zero_optimization",
     }
 )
 """The trainer lays them over its own configuration."""
 
-_OFFLOADING = "offloading is not supported by this version"
+_OFFLOADING = "set spec.deepspeed.offloadOptimizer and offloadParameters instead"
+_NVME = "offloading to NVMe is not supported: DeepSpeed compiles its asynchronous I/O at the first use"
+_KERNEL = "the optimizer on the CPU is torch's, not DeepSpeed's"
 _EXPERTS = "mixtures of experts are not partitioned by this version"
 _ORDER = "it reorders the data, and resuming would not be exact"
 _SCALE = "it would change the gradient's scale, which is exact as it is"
@@ -62,7 +63,7 @@ _SEQUENCE = "sequence parallelism is not supported by this version"
 
 REFUSED = {
     "activation_checkpointing": "set spec.deepspeed.activationCheckpointing instead",
-    "aio": _OFFLOADING,
+    "aio": _NVME,
     "amp": _PRECISION,
     "autotuning": "the operator plans; see status.plan",
     "bfloat16": "write bf16",
@@ -90,6 +91,7 @@ REFUSED = {
     "torch_autocast": _PRECISION,
     "use_data_before_expert_parallelism": _EXPERTS,
     "weight_quantization": "quantised training is not supported by this version",
+    "zero_force_ds_cpu_optimizer": _KERNEL,
 }
 """DeepSpeed knows them, but here they would be ignored, or break a promise; with the way to say it instead."""
 
@@ -104,6 +106,8 @@ ZERO_HANDED_ON = frozenset(
         "leaf_module",
         "log_trace_cache_warnings",
         "memory_efficient_linear",
+        "offload_optimizer",
+        "offload_param",
         "overlap_comm",
         "override_module_apply",
         "parameter_alignment",
@@ -142,11 +146,16 @@ ZERO_REFUSED = {
     "elastic_checkpoint": _OURS,
     "legacy_stage1": "only the current implementation is supported",
     "load_from_fp32_weights": _OURS,
-    "offload_optimizer": _OFFLOADING,
-    "offload_param": _OFFLOADING,
     "pipeline_loading_checkpoint": _OURS,
     "save_muon_momentum_buffer_in_memory": "set spec.training.optimizer instead",
     "zenflow": _OFFLOADING,
+}
+OFFLOAD_HANDED_ON = frozenset({"device", "pin_memory"})
+OFFLOAD_REFUSED = {
+    **dict.fromkeys(
+        ("buffer_count", "buffer_size", "max_in_cpu", "nvme_path", "pipeline_read", "pipeline_write"), _NVME
+    ),
+    **dict.fromkeys(("cpuadam_cores_perc", "fast_init", "ratio", "super_offload"), _KERNEL),
 }
 BF16_HANDED_ON = frozenset({"check_grad_overflow", "enabled", "immediate_grad_update"})
 BF16_REFUSED = dict.fromkeys(
@@ -177,12 +186,14 @@ DATA_TYPES_REFUSED = {
 _SECTIONS: dict[str, tuple[frozenset[str], dict[str, str]]] = {
     "": (HANDED_ON | ABSORBED, REFUSED),
     "zero_optimization": (ZERO_HANDED_ON, ZERO_REFUSED),
+    "zero_optimization.offload_optimizer": (OFFLOAD_HANDED_ON, OFFLOAD_REFUSED),
+    "zero_optimization.offload_param": (OFFLOAD_HANDED_ON, OFFLOAD_REFUSED),
     "bf16": (BF16_HANDED_ON, BF16_REFUSED),
     "fp16": (FP16_HANDED_ON, FP16_REFUSED),
     "data_types": (DATA_TYPES_HANDED_ON, DATA_TYPES_REFUSED),
 }
 _FACTORED = frozenset({"adafactor", "adalomo", "came", "galore", "galoreadamw", "shampoo", "sm3", "soap"})
-# With `enabled: false`, and offloading to `device: none`, they change nothing.
+# With `enabled: false` they change nothing.
 _SWITCHED = frozenset(
     {
         "amp",
@@ -194,7 +205,6 @@ _SWITCHED = frozenset(
         "torch_autocast",
     }
 )
-_WITH_DEVICE = frozenset({"offload_optimizer", "offload_param"})
 
 
 def refuse_what_would_be_ignored(raw: Mapping[str, Any]) -> None:
@@ -222,12 +232,19 @@ def handed_on(raw: Mapping[str, Any]) -> dict[str, Any]:
         if name in kept:
             known = _SECTIONS[name][0] - {typed}
             kept[name] = {key: value for key, value in kept[name].items() if key in known}
+    zero = kept.get("zero_optimization", {})
+    for name in ("offload_optimizer", "offload_param"):
+        if name in zero:
+            zero[name] = {key: value for key, value in zero[name].items() if key != "device"}
+            if zero[name] == {} or section_of(raw, f"zero_optimization.{name}")["device"] == "none":
+                del zero[name]
     return {key: value for key, value in kept.items() if value != {}}
 
 
 def section_of(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """An object of the configuration; empty where there is none."""
-    section = raw.get(name)
+    """An object of the configuration, or `outer.inner` in one; empty where there is none."""
+    outer, _, inner = name.partition(".")
+    section = section_of(raw, outer).get(inner) if inner else raw.get(name)
     if section is None or section == "auto":
         return {}
     if not isinstance(section, Mapping):
@@ -256,6 +273,4 @@ def _is_off(key: str, value: Any) -> bool:
     """What says that it is switched off changes nothing."""
     if not isinstance(value, Mapping):
         return value in (None, False, "auto")
-    if key in _WITH_DEVICE:
-        return "device" in value and value["device"] in (None, "none")
     return key in _SWITCHED and value.get("enabled") is False
