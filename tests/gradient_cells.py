@@ -81,7 +81,7 @@ def parts_of(
         volume / config.model.directory,
         dtype=precisions.dtype(precision),
         adapters=None,
-        activation_checkpointing=config.deepspeed.activation_checkpointing == "Full",
+        activation_checkpointing=config.deepspeed.activation_checkpointing,
         zero3=settings if config.deepspeed.zero_stage == 3 and (world.size > 1 or offloaded) else None,
         seed=0,
     )
@@ -111,7 +111,7 @@ def reference(volume: Path, steps: tuple[int, ...] = STEPS) -> dict[str, list[fl
         volume / config.model.directory,
         dtype=torch.float32,
         adapters=None,
-        activation_checkpointing=False,
+        activation_checkpointing="None",
         zero3=None,
         seed=0,
     )

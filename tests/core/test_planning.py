@@ -43,7 +43,7 @@ def shape(**over) -> Shape:
         "zero_stage": 0,
         "micro_batch_size": 1,
         "max_length": 2048,
-        "checkpointing": False,
+        "checkpointing": "None",
         "precision": "bf16",
         "accelerator": "gpu",
         "lora_rank": None,
@@ -98,13 +98,15 @@ def test_activations_by_hand():
     memory = estimate(SMALL, shape(max_length=100, precision="fp32"))
     layer = 100 * (4 * (8 * 576 + 4 * 1536) + 8 * 576) + 2 * 4 * 100 * 100
     assert memory.activations == 30 * layer
-    whole = estimate(SMALL, shape(max_length=100, precision="fp32", checkpointing=True))
+    whole = estimate(SMALL, shape(max_length=100, precision="fp32", checkpointing="Full"))
     assert whole.activations == 100 * 30 * 4 * 576 + layer
+    part = estimate(SMALL, shape(max_length=100, precision="fp32", checkpointing="Selective"))
+    assert part.activations == 100 * 30 * 4 * (7 * 576 + 2 * 1536) + layer
 
 
 @pytest.mark.parametrize(
     ("length", "checkpointing", "measured"),
-    [(512, False, 2.45), (2048, False, 6.12), (2048, True, 3.36)],
+    [(512, "None", 2.45), (2048, "None", 6.12), (2048, "Full", 3.36)],
 )
 def test_the_estimate_covers_what_was_measured_and_not_much_more(length, checkpointing, measured):
     """Peak resident GiB of forward and backward of SmolLM2-135M in fp32 on a CPU (docs/planning.md)."""
@@ -148,7 +150,7 @@ def test_when_no_stage_suffices_activations_are_recomputed_and_then_the_micro_ba
     ]
     assert [(each.micro_batch_size, each.activation_checkpointing, each.zero_stage) for each in found] == [
         (4, "None", 1),
-        (4, "Full", 2),
+        (4, "Selective", 3),
         (4, "Full", 3),
         (2, "Full", 3),
     ]
@@ -250,7 +252,7 @@ def test_gpus_without_bf16_are_planned_as_the_pods_will_choose():
     stage_0 = {"deepspeed": {"zeroStage": 0}}
     whole = choose(SMALL, without, **parts, **stage_0)
     assert whole == choose(SMALL, without, training={"precision": "fp32"}, **parts, **stage_0)
-    assert (half.activation_checkpointing, whole.activation_checkpointing) == ("None", "Full")
+    assert (half.activation_checkpointing, whole.activation_checkpointing) == ("None", "Selective")
 
 
 def test_a_cpu_of_unknown_memory_is_assumed_to_suffice():

@@ -27,13 +27,17 @@ def cells(ranks: int) -> list[dict[str, Any]]:
         for stage, n, packed in combinations
     ]
     pieces = {"accumulation": 8 // ranks, "micro": 1, "packed": True}
-    single = {**pieces, "stage": 3, "checkpointing": "Full"}
+    recomputed = [
+        {**pieces, "stage": stage, "checkpointing": what}
+        for stage in (2, 3)
+        for what in ("Selective", "Full")
+    ]
     offloaded = [
         {**pieces, "stage": 1, "optimizer": "CPU"},
         {**pieces, "stage": 2, "optimizer": "CPU"},
         {**pieces, "stage": 3, "optimizer": "CPU", "parameters": "CPU"},
     ]
-    return [*plain, single, *offloaded]
+    return [*plain, *recomputed, *offloaded]
 
 
 def strategies() -> list[dict[str, Any]]:
@@ -78,6 +82,6 @@ def test_stages_and_offloading_agree_over_fifty_steps(volume: Path) -> None:
     cells = [{**each, "accumulation": 4, "micro": 1, "packed": True} for each in strategies()]
     first, *others = gang.call(gradient_cells.two_steps, 2, volume=str(volume), cells=cells, repeat=25)
     assert len(first["losses"]) == 50
-    assert first["losses"][-1] < first["losses"][0] / 2, "nothing was learned"
+    assert first["losses"][-1] < first["losses"][0] - 2, "nothing was learned"
     for other in others:
         assert other["losses"] == pytest.approx(first["losses"], rel=1e-5), other

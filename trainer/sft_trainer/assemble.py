@@ -101,7 +101,7 @@ def build(
         within(volume, config.model.directory),
         dtype=precision.dtype(chosen),
         adapters=config.training.lora if config.training.method == "LoRA" else None,
-        activation_checkpointing=config.deepspeed.activation_checkpointing == "Full",
+        activation_checkpointing=config.deepspeed.activation_checkpointing,
         zero3=settings if partitioned else None,
         seed=config.training.seed,
     )

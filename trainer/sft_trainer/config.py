@@ -295,7 +295,7 @@ class DeepSpeed(Contract):
     zero_stage: Literal[0, 1, 2, 3]
     offload_optimizer: Literal["None", "CPU"] = "None"
     offload_parameters: Literal["None", "CPU"] = "None"
-    activation_checkpointing: Literal["None", "Full"]
+    activation_checkpointing: Literal["None", "Selective", "Full"]
     config: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -10,9 +10,10 @@ import torch
 import transformers
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from sft_trainer import lora
+from sft_trainer import lora, recompute
 from sft_trainer.config import LoRA
 from sft_trainer.errors import UserError
+from sft_trainer.recompute import Recompute
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def load(
     *,
     dtype: torch.dtype,
     adapters: LoRA | None,
-    activation_checkpointing: bool,
+    activation_checkpointing: Recompute,
     zero3: dict[str, Any] | None,
     seed: int,
 ) -> Model:
@@ -45,10 +46,9 @@ def load(
     if adapters is not None:
         torch.manual_seed(seed)
         model = lora.add(model, adapters)
-    if activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        if adapters is not None:
-            model.enable_input_require_grads()
+    recompute.enable(model, activation_checkpointing)
+    if adapters is not None and activation_checkpointing != "None":
+        model.enable_input_require_grads()
     return model
 
 

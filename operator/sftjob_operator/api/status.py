@@ -58,7 +58,7 @@ class PlanStatus(ApiModel):
     offload_parameters: str = Field("None", description="None or CPU.")
     micro_batch_size: int = Field(description="Sequences per rank and forward pass.")
     gradient_accumulation_steps: int = Field(description="Forward passes per optimizer step.")
-    activation_checkpointing: str = Field(description="None or Full.")
+    activation_checkpointing: str = Field(description="None, Selective or Full.")
     world_size: int = Field(description="Ranks.")
     tokens_per_step: int = Field(description="globalBatchSize times maxLength.")
     memory: PlanMemory = Field(description="Memory estimate.")

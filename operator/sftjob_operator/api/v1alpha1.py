@@ -281,8 +281,10 @@ class DeepSpeed(ApiModel):
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="Sequences per GPU and forward pass."
     )
-    activation_checkpointing: Literal["None", "Full"] | None = Field(
-        None, description="Full recomputes activations in the backward pass: less memory, a third more time."
+    activation_checkpointing: Literal["None", "Selective", "Full"] | None = Field(
+        None,
+        description="Full recomputes activations in the backward pass: least memory, a third more time. Selective keeps "
+        "the results of linear layers and attention: in between.",
     )
     config: RawConfig | None = Field(
         None,

@@ -12,6 +12,7 @@ from sftjob_operator.planning.hardware import Hardware, gibibytes, mebibytes, qu
 from sftjob_operator.planning.plan import NoFit, Plan, plan
 
 _MOST_NODES = 64
+_RECOMPUTE = {"Full": "", "Selective": "selective "}
 
 Changes = dict[str, dict[str, Any]]
 
@@ -21,8 +22,8 @@ def fits_message(spec: Spec, chosen: PlanStatus) -> str:
     unit = "GPU" if spec.workers.gpus_per_node else "process"
     passes = chosen.gradient_accumulation_steps
     parts = [f"ZeRO-{chosen.zero_stage}", f"micro-batch {chosen.micro_batch_size} x {passes} per {unit}"]
-    if chosen.activation_checkpointing == "Full":
-        parts.append("activation checkpointing")
+    if chosen.activation_checkpointing != "None":
+        parts.append(f"{_RECOMPUTE[chosen.activation_checkpointing]}activation checkpointing")
     on_cpu = _on_cpu(chosen.offload_optimizer, chosen.offload_parameters)
     if on_cpu and chosen.memory.host is not None:
         on_cpu += f" ({gibibytes(quantity_bytes(chosen.memory.host))} per {unit} of the pod's memory)"
@@ -42,8 +43,8 @@ def no_fit_message(spec: Spec, model: ModelFacts, hardware: Hardware, result: No
     ways = [way for way in (_nodes(spec, model, hardware), *_changes(spec, model, hardware)) if way]
     advice = f"it would fit with {' or '.join(ways)}" if ways else f"use a {unit} with more memory"
     how = [f"ZeRO-{least.stage}", f"micro-batch {least.micro}"]
-    if least.checkpointing == "Full":
-        how[-1] += " with activation checkpointing"
+    if least.checkpointing != "None":
+        how[-1] += f" with {_RECOMPUTE[least.checkpointing]}activation checkpointing"
     how += [on_cpu] if (on_cpu := _on_cpu(least.offload_optimizer, least.offload_parameters)) else []
     if result.host_bytes is not None:
         pod = least.memory.host * spec.workers.gpus_per_node

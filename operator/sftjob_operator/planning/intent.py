@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.batch import SpecError, batch_sizes
-from sftjob_operator.planning.memory import Offload, Precision
+from sftjob_operator.planning.memory import Offload, Precision, Recompute
 from sftjob_operator.planning.rawkeys import RAW, handed_on, refuse_what_would_be_ignored, section_of
 
 
@@ -28,7 +28,7 @@ class Intent:
     zero_stage: int | None
     offload_optimizer: Offload | None
     offload_parameters: Offload | None
-    activation_checkpointing: Literal["None", "Full"] | None
+    activation_checkpointing: Recompute | None
     precision: Precision | None
     max_grad_norm: float
     raw: Mapping[str, Any]

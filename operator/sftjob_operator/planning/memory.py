@@ -14,6 +14,7 @@ from sft_trainer.config import ModelFacts
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Offload = Literal["None", "CPU"]
+Recompute = Literal["None", "Selective", "Full"]
 GIB = 2**30
 _BUCKET_ELEMENTS = {"gpu": 200_000_000, "cpu": 10_000_000}  # what sft_trainer.engine asks DeepSpeed for
 _OVERHEAD = {"gpu": int(1.75 * GIB), "cpu": 1 * GIB}  # CUDA context and NCCL; interpreter and libraries
@@ -30,7 +31,7 @@ class Shape:
     zero_stage: int
     micro_batch_size: int
     max_length: int
-    checkpointing: bool
+    checkpointing: Recompute
     precision: Precision
     accelerator: Literal["gpu", "cpu"]
     lora_rank: int | None
@@ -117,10 +118,13 @@ def _activations(model: ModelFacts, shape: Shape, size: int) -> int:
     2 norm outputs, q, k, v, attention output, its projection and the residual (8 hidden), gate, up,
     activation and their product (4 intermediate); besides two norm inputs in fp32 (2 hidden x 4 bytes).
     Per layer the mask that tells the documents of a pack apart, twice, in the model's type (measured).
+    With checkpointing one layer at a time is there in full, and of every layer its input (Full), or its input, q,
+    k, v, attention output, the two projections back (7 hidden), gate and up (2 intermediate) (Selective).
     """
     tokens = shape.micro_batch_size * shape.max_length
     hidden, middle = model.hidden_size, model.intermediate_size
     layer = tokens * (size * (8 * hidden + 4 * middle) + 8 * hidden) + 2 * size * tokens * shape.max_length
-    if shape.checkpointing:  # the input of every layer, and one layer at a time in full
-        return tokens * model.layers * size * hidden + layer
+    kept = {"None": 0, "Selective": 7 * hidden + 2 * middle, "Full": hidden}[shape.checkpointing]
+    if kept:
+        return tokens * model.layers * size * kept + layer
     return model.layers * layer

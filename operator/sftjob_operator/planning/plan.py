@@ -19,7 +19,7 @@ from sftjob_operator.api.status import PlanMemory, PlanStatus
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.hardware import DEFAULT_GPU_MEMORY, Hardware, mebibytes, quantity_bytes
 from sftjob_operator.planning.intent import Intent, intent
-from sftjob_operator.planning.memory import Memory, Offload, Precision, Shape, estimate
+from sftjob_operator.planning.memory import Memory, Offload, Precision, Recompute, Shape, estimate
 
 # A forward pass of more tokens is no faster per token on a GPU; a CPU is busy with one sequence.
 _TOKENS_PER_PASS = 8192
@@ -34,7 +34,7 @@ class Plan:
     offload_parameters: Offload
     micro_batch_size: int
     gradient_accumulation_steps: int
-    activation_checkpointing: Literal["None", "Full"]
+    activation_checkpointing: Recompute
     world_size: int
     tokens_per_step: int
     memory_bytes: int
@@ -78,7 +78,7 @@ class Candidate:
 
     stage: Literal[0, 1, 2, 3]
     micro: int
-    checkpointing: Literal["None", "Full"]
+    checkpointing: Recompute
     offload_optimizer: Offload
     offload_parameters: Offload
     memory: Memory
@@ -142,7 +142,7 @@ def candidates(
                 zero_stage=stage,
                 micro_batch_size=micro,
                 max_length=spec.data.max_length,
-                checkpointing=checkpointing == "Full",
+                checkpointing=checkpointing,
                 precision=precision,
                 accelerator=wanted.accelerator,
                 lora_rank=lora_rank(spec),
@@ -212,8 +212,10 @@ def _stages(
     return (1, 2, 3) if known else (2,)
 
 
-def _checkpointing(wanted: Intent) -> tuple[Literal["None", "Full"], ...]:
-    return ("None", "Full") if wanted.activation_checkpointing is None else (wanted.activation_checkpointing,)
+def _checkpointing(wanted: Intent) -> tuple[Recompute, ...]:
+    if wanted.activation_checkpointing is not None:
+        return (wanted.activation_checkpointing,)
+    return ("None", "Selective", "Full")
 
 
 def _micro_batches(wanted: Intent, max_length: int) -> list[int]:
@@ -258,7 +260,7 @@ def _kept(spec: Spec, wanted: Intent, keep: PlanStatus) -> Plan:
         zero_stage=keep.zero_stage,  # type: ignore[arg-type]
         micro_batch_size=keep.micro_batch_size,
         gradient_accumulation_steps=keep.gradient_accumulation_steps,
-        activation_checkpointing="Full" if keep.activation_checkpointing == "Full" else "None",
+        activation_checkpointing=keep.activation_checkpointing,  # type: ignore[arg-type]
         offload_optimizer="CPU" if keep.offload_optimizer == "CPU" else "None",
         offload_parameters="CPU" if keep.offload_parameters == "CPU" else "None",
         world_size=wanted.world_size,
