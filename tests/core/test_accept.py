@@ -114,6 +114,7 @@ def test_a_raw_key_that_contradicts_a_typed_field_is_refused_naming_both(spec, b
         ),
         ({"zero_optimization": {"offload_optimizer": {"ratio": 0.3}}}, "offload_optimizer.ratio: remove it"),
         ({"zero_optimization": {"cpu_offload": True}}, "set spec.deepspeed.offloadOptimizer"),
+        ({"zero_optimization": {"zero_quantized_weights": True}}, "compile its quantizer at the first use"),
         ({"zero_force_ds_cpu_optimizer": True}, "the optimizer on the CPU is torch's"),
         ({"pipeline": {"stages": 2}}, "pipeline"),
         ({"data_efficiency": {"enabled": True}}, "data_efficiency"),

@@ -38,6 +38,20 @@ CASES = {
         {"deepspeed": {"config": {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}}},
         {"deepspeed": {"offloadParameters": "CPU", "zeroStage": 3}},
     ),
+    "deepspeed.config.zero_optimization.zero_hpz_partition_size and any zeroStage but 3": (
+        {"workers": GPU, "deepspeed": {"config": {"zero_optimization": {"zero_hpz_partition_size": 2}}}},
+        {"workers": GPU, "deepspeed": {"config": {"zero_optimization": {"zero_hpz_partition_size": 1}}}},
+    ),
+    "deepspeed.config.zero_optimization.zero_hpz_partition_size and a number of ranks that it does not divide": (
+        {
+            "workers": GPU,
+            "deepspeed": {"config": {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 3}}},
+        },
+        {
+            "workers": GPU,
+            "deepspeed": {"config": {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}},
+        },
+    ),
 }
 
 

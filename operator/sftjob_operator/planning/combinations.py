@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.batch import SpecError
 from sftjob_operator.planning.intent import Intent
+from sftjob_operator.planning.rawkeys import RAW, section_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,16 @@ class Row:
     reason: str
     fix: str
     meets: Callable[[Spec, Intent], bool]
+
+
+def _secondary(wanted: Intent) -> int:
+    size = section_of(wanted.raw, "zero_optimization").get("zero_hpz_partition_size", 1)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise SpecError(
+            "DeepSpeedConfigInvalid",
+            f"{RAW}.zero_optimization.zero_hpz_partition_size is {size!r}, but must be a whole number above 0",
+        )
+    return size
 
 
 ROWS = (
@@ -56,6 +67,18 @@ ROWS = (
         "below stage 3 every rank computes with whole weights",
         "set deepspeed.zeroStage to 3, or remove it",
         lambda spec, wanted: wanted.offload_parameters == "CPU" and wanted.zero_stage in (0, 1, 2),
+    ),
+    Row(
+        "deepspeed.config.zero_optimization.zero_hpz_partition_size and any zeroStage but 3",
+        "it is a second partition of the weights, which only stage 3 partitions",
+        "set deepspeed.zeroStage to 3, or remove the key",
+        lambda spec, wanted: _secondary(wanted) > 1 and wanted.zero_stage != 3,
+    ),
+    Row(
+        "deepspeed.config.zero_optimization.zero_hpz_partition_size and a number of ranks that it does not divide",
+        "every group of so many ranks holds all weights",
+        "set it to the number of ranks of a node, or remove the key",
+        lambda spec, wanted: _secondary(wanted) > 1 and wanted.world_size % _secondary(wanted) > 0,
     ),
 )
 

@@ -119,9 +119,6 @@ ZERO_HANDED_ON = frozenset(
         "sub_group_size",
         "use_multi_rank_bucket_allreduce",
         "zero_hpz_partition_size",
-        "zero_quantized_gradients",
-        "zero_quantized_nontrainable_weights",
-        "zero_quantized_weights",
     }
     | {
         f"{prefix}{key}"  # DeepSpeed takes them with and without
@@ -149,6 +146,10 @@ ZERO_REFUSED = {
     "pipeline_loading_checkpoint": _OURS,
     "save_muon_momentum_buffer_in_memory": "set spec.training.optimizer instead",
     "zenflow": _OFFLOADING,
+    **dict.fromkeys(
+        ("zero_quantized_gradients", "zero_quantized_nontrainable_weights", "zero_quantized_weights"),
+        "DeepSpeed would compile its quantizer at the first use",
+    ),
 }
 OFFLOAD_HANDED_ON = frozenset({"device", "pin_memory"})
 OFFLOAD_REFUSED = {
