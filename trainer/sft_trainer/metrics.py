@@ -52,6 +52,7 @@ GRADIENT_NORM = _gauge("gradient_norm", "Global gradient norm of the last optimi
 TOKENS_PER_SECOND = _gauge("tokens_per_second", "Real tokens of this rank per second of the last step.")
 STEP_SECONDS = _gauge("step_seconds", "Wall time of the last optimizer step.")
 PHASE_SECONDS = _gauge("phase_seconds", "Wall time of one phase of the last optimizer step.", ("phase",))
+START_SECONDS = _gauge("start_seconds", "Wall time of one phase of this rank's start.", ("phase",))
 EVAL_LOSS = _gauge("eval_loss", "Mean loss per supervised token of the held-out rows.")
 EVAL_SECONDS = _gauge("eval_seconds", "Wall time of the last evaluation.")
 CHECKPOINT_SECONDS = _gauge("checkpoint_seconds", "Wall time of the last committed checkpoint.")
@@ -104,6 +105,12 @@ class Metrics:
         for counter in (TOKENS, SUPERVISED, PADDED):
             counter.labels(*self._labels)
         self._memory()
+
+    @_harmless
+    def start(self, phase_seconds: Mapping[str, float]) -> None:
+        """The first step ended; what the time since the process began was spent on."""
+        for phase, seconds in phase_seconds.items():
+            START_SECONDS.labels(*self._labels, phase).set(seconds)
 
     @_harmless
     def step(

@@ -10,7 +10,6 @@ import torch
 import transformers
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from sft_trainer import lora
 from sft_trainer.config import LoRA
 from sft_trainer.errors import UserError
 
@@ -43,6 +42,8 @@ def load(
     del keep_alive
     model.config.use_cache = False
     if adapters is not None:
+        from sft_trainer import lora  # peft: only where it is needed
+
         torch.manual_seed(seed)
         model = lora.add(model, adapters)
     if activation_checkpointing:

@@ -19,6 +19,7 @@ from sft_trainer.config import CheckpointFact, Progress
 from sft_trainer.metrics import Metrics
 from sft_trainer.outcome import now
 from sft_trainer.progress import ProgressFile
+from sft_trainer.starting import Start
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,9 @@ class Reporter:
         report: Path,
         metrics: Metrics,
         journal: Journal,
+        start: Start,
     ) -> None:
+        self._start: Start | None = start  # until the first step has ended
         self._speaks, self._file, self._report = speaks, file, report
         self._progress, self._metrics, self._journal = progress, metrics, journal
         self._pace: deque[tuple[int, float]] = deque(maxlen=_PACE_STEPS)
@@ -104,6 +107,7 @@ class Reporter:
             step_seconds=facts.seconds,
             phase_seconds=facts.phases,
         )
+        self._first_step_ended()
         if not self._speaks:
             return
         self._pace.append((facts.tokens, facts.seconds))
@@ -135,6 +139,15 @@ class Reporter:
             tokens_per_second=round(speed, 1),
             estimated_remaining_seconds=remaining,
         )
+
+    def _first_step_ended(self) -> None:
+        if self._start is None:
+            return
+        self._start.lap("first step")
+        self._metrics.start(self._start.phases)
+        if self._speaks:
+            logger.info("started in %s", self._start)
+        self._start = None
 
     def phase(
         self, state: Literal["Starting", "Training", "Evaluating", "Saving", "Exporting", "Done"]
