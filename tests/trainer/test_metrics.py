@@ -28,6 +28,7 @@ for step in (5, 6):
         step_seconds=0.5, phase_seconds={"forward": 0.1, "backward": 0.3}, loss_scale=2.0**step,
     )
 metrics.skipped()
+metrics.start({"imports": 9.5, "first step": 1.5})
 metrics.checkpoint(step=6, seconds=1.5, size_bytes=1000)
 """
 
@@ -81,6 +82,8 @@ def test_each_rank_has_its_own_series_with_the_newest_values(tmp_path: Path) -> 
         assert found["sft_trainer_padded_tokens_total", rank] == 40
         assert found["sft_trainer_tokens_per_second", rank] == 200
         assert found["sft_trainer_phase_seconds/backward", rank] == 0.3
+        assert found["sft_trainer_start_seconds/imports", rank] == 9.5
+        assert found["sft_trainer_start_seconds/first step", rank] == 1.5
         assert found["sft_trainer_last_checkpoint_step", rank] == 6
         assert found["sft_trainer_memory_bytes/host", rank] > 1e6
     assert found["sft_trainer_rank_up", "0"] == 1

@@ -2,15 +2,19 @@
 
 import json
 import logging
+import re
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from sft_trainer.config import CheckpointFact, Progress
 from sft_trainer.metrics import Metrics
 from sft_trainer.progress import ProgressFile, read_progress
 from sft_trainer.reporting import Journal, Reporter, StepFacts, duration
+from sft_trainer.starting import Start
 
 
 def reporter(folder: Path, journal: Journal | None = None, *, speaks: bool = True) -> Reporter:
@@ -21,6 +25,7 @@ def reporter(folder: Path, journal: Journal | None = None, *, speaks: bool = Tru
         report=folder / "report",
         metrics=Metrics(sftjob="job", attempt=1, rank=0),
         journal=journal or Journal(),
+        start=Start(),
     )
 
 
@@ -49,6 +54,30 @@ def fact(step: int) -> CheckpointFact:
 def steps(folder: Path) -> list[int]:
     lines = (folder / "report" / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["step"] for line in lines]
+
+
+def test_the_first_step_says_once_what_the_start_was_spent_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    told = reporter(tmp_path)
+    told.started(60, None, "fp32", "0")
+    assert "started in" not in caplog.text
+    told.step(facts(1))
+    told.step(facts(2))
+    assert caplog.text.count("started in") == 1
+    assert re.search(r"started in \d+\.\d s: first step \d+\.\d\n", caplog.text)
+
+
+def test_the_phases_of_a_start_add_up_and_begin_with_the_process() -> None:
+    before = time.time() - psutil.Process().create_time()
+    clock = Start()
+    for phase in ("imports", "resume", "weights", "resume"):
+        clock.lap(phase)
+    after = time.time() - psutil.Process().create_time()
+    assert list(clock.phases) == ["imports", "resume", "weights"]
+    assert all(seconds >= 0 for seconds in clock.phases.values())
+    assert before - 0.1 <= sum(clock.phases.values()) <= after + 0.1
 
 
 def test_a_step_is_one_plain_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -38,6 +38,7 @@ from sft_trainer.progress import ProgressFile
 from sft_trainer.reporting import Journal, Reporter
 from sft_trainer.run_folder import RunFolder
 from sft_trainer.selfcheck import packing_is_safe, use_loss_head
+from sft_trainer.starting import Start
 from sft_trainer.stopping import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -45,14 +46,18 @@ logger = logging.getLogger(__name__)
 
 def run(config: TrainConfig, journal: Journal) -> TrainResult:
     """Train as `config` says, or continue; then evaluate and export. `journal` is kept up to date."""
+    clock = Start()
+    clock.lap("imports")
     stop = StopSignal()
     volume = workspace()
     folder = JobFolder.of(volume, config.job.name)
     world = connect(config.topology.accelerator)
     engines.prepare(config.topology.accelerator)
+    clock.lap("rendezvous")
     mine, found = world.first(lambda: take_over(config, folder))
+    clock.lap("resume")
     journal.checkpoints = resume.facts(folder.checkpoints)[-10:]
-    parts = build(config, volume, folder, world, mine, found, stop, journal)
+    parts = build(config, volume, folder, world, mine, found, stop, journal, clock)
     stop.defer(True)
     start, loss = (found.state.step, found.state.loss) if found else (0, None)
     with Prefetch(parts.rows, parts.plan, world, start) as ahead:
@@ -91,9 +96,10 @@ def build(
     found: Found | None,
     stop: StopSignal,
     journal: Journal,
+    clock: Start,
 ) -> loop.Parts:
     """Load data and model, start the engine, check packing, resume. Collective."""
-    reporter = _reporter(config, folder, world, mine, journal)
+    reporter = _reporter(config, folder, world, mine, journal, clock)
     reporter.phase("Starting")
     cache = TokenCache(within(volume, config.data.cache))
     chosen = agreed_precision(config, found, world)
@@ -114,10 +120,13 @@ def build(
     if config.training.neftune_alpha is not None:
         neftune.install(network, config.training.neftune_alpha)
     expected = checkpoint_bytes(*model.counts(network), chosen)
+    clock.lap("weights")
     engine = engines.initialize(network, config, settings)
     use_loss_head(engine, cache.train, world)
+    clock.lap("engine")
     packed = config.data.packing == "BestFit" and packing_is_safe(engine, cache.train, world)
     plan = training_plan(config, cache.train.lengths, packed=packed)
+    clock.lap("self-check")
     seed_everything(config.training.seed, world.rank)
     if found is not None:
         resume.require_same_batches(found.state, plan)
@@ -129,6 +138,7 @@ def build(
                 found.state.attempt,
                 resume.other_size(found.state, world),
             )
+    clock.lap("resume")
     reporter.started(
         plan.total_steps,
         found.state.step if found else None,
@@ -204,7 +214,7 @@ def seed_everything(seed: int, rank: int) -> None:
 
 
 def _reporter(
-    config: TrainConfig, folder: JobFolder, world: World, mine: Fence, journal: Journal
+    config: TrainConfig, folder: JobFolder, world: World, mine: Fence, journal: Journal, clock: Start
 ) -> Reporter:
     return Reporter(
         speaks=world.is_first,
@@ -213,6 +223,7 @@ def _reporter(
         report=folder.report,
         metrics=Metrics(sftjob=config.job.name, attempt=config.attempt, rank=world.rank),
         journal=journal,
+        start=clock,
     )
 
 

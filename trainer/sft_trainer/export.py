@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import torch
 import transformers
 
@@ -175,6 +174,8 @@ def _write_full(module: Any, state: State, staging: Path, dtype: torch.dtype) ->
 
 def _write_adapters(parts: Parts, state: State, volume: Path, staging: Path, dtype: torch.dtype) -> None:
     """Put the trained adapters on a fresh copy of the base, so that frozen weights are exactly the base's."""
+    import peft  # seconds of a start, for LoRA only
+
     trained = parts.engine.module
     settings = trained.peft_config["default"]
     fresh = peft.get_peft_model(_load(within(volume, parts.config.model.directory), dtype), settings)
@@ -227,7 +228,9 @@ def _check(
     adapter_only = parts.config.training.method == "LoRA" and parts.config.export.format == "Adapter"
     model = _load(base if adapter_only else staging, dtype)
     if adapter_only:
-        model = peft.PeftModel.from_pretrained(model, str(staging))
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(staging))
     for name, tensor in model.state_dict().items():
         if tensor.numel() == 0 or (tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())):
             raise UserError(

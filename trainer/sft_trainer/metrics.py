@@ -53,6 +53,7 @@ TOKENS_PER_SECOND = _gauge("tokens_per_second", "Real tokens of this rank per se
 STEP_SECONDS = _gauge("step_seconds", "Wall time of the last optimizer step.")
 PHASE_SECONDS = _gauge("phase_seconds", "Wall time of one phase of the last optimizer step.", ("phase",))
 LOSS_SCALE = _gauge("loss_scale", "Factor of the losses of the last optimizer step; only in fp16.")
+START_SECONDS = _gauge("start_seconds", "Wall time of one phase of this rank's start.", ("phase",))
 EVAL_LOSS = _gauge("eval_loss", "Mean loss per supervised token of the held-out rows.")
 EVAL_SECONDS = _gauge("eval_seconds", "Wall time of the last evaluation.")
 CHECKPOINT_SECONDS = _gauge("checkpoint_seconds", "Wall time of the last committed checkpoint.")
@@ -108,6 +109,12 @@ class Metrics:
         for counter in (TOKENS, SUPERVISED, PADDED, *((SKIPPED,) if precision == "fp16" else ())):
             counter.labels(*self._labels)
         self._memory()
+
+    @_harmless
+    def start(self, phase_seconds: Mapping[str, float]) -> None:
+        """The first step ended; what the time since the process began was spent on."""
+        for phase, seconds in phase_seconds.items():
+            START_SECONDS.labels(*self._labels, phase).set(seconds)
 
     @_harmless
     def step(

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from sft_trainer import lora, recompute
+from sft_trainer import recompute
 from sft_trainer.config import LoRA
 from sft_trainer.errors import UserError
 from sft_trainer.recompute import Recompute
@@ -44,6 +44,8 @@ def load(
     del keep_alive
     model.config.use_cache = False
     if adapters is not None:
+        from sft_trainer import lora  # peft: only where it is needed
+
         torch.manual_seed(seed)
         model = lora.add(model, adapters)
     recompute.enable(model, activation_checkpointing)

@@ -20,6 +20,7 @@ from sft_trainer.history import History
 from sft_trainer.metrics import Metrics
 from sft_trainer.outcome import now
 from sft_trainer.progress import ProgressFile
+from sft_trainer.starting import Start
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ class Reporter:
         report: Path,
         metrics: Metrics,
         journal: Journal,
+        start: Start,
     ) -> None:
+        self._start: Start | None = start  # until the first step has ended
         self._speaks, self._file, self._report = speaks, file, report
         self._progress, self._metrics, self._journal = progress, metrics, journal
         self._pace: deque[tuple[int, float]] = deque(maxlen=_PACE_STEPS)
@@ -107,6 +110,7 @@ class Reporter:
             phase_seconds=facts.phases,
             loss_scale=facts.loss_scale,
         )
+        self._first_step_ended()
         if not self._speaks:
             return
         self._pace.append((facts.tokens, facts.seconds))
@@ -156,6 +160,15 @@ class Reporter:
                 *(step, planned, history.waited, history.mark.step, history.mark.loss),
             )
         self._publish(step=step, total_steps=step, estimated_remaining_seconds=0)
+
+    def _first_step_ended(self) -> None:
+        if self._start is None:
+            return
+        self._start.lap("first step")
+        self._metrics.start(self._start.phases)
+        if self._speaks:
+            logger.info("started in %s", self._start)
+        self._start = None
 
     def phase(
         self, state: Literal["Starting", "Training", "Evaluating", "Saving", "Exporting", "Done"]
