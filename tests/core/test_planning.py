@@ -106,7 +106,7 @@ def test_activations_by_hand():
 
 @pytest.mark.parametrize(
     ("length", "checkpointing", "measured"),
-    [(512, False, 2.45), (2048, False, 6.12), (2048, True, 2.78)],
+    [(512, "None", 2.45), (2048, "None", 6.12), (2048, "Full", 2.78)],
 )
 def test_the_estimate_covers_what_was_measured_and_not_much_more(length, checkpointing, measured):
     """Peak resident GiB of forward and backward of SmolLM2-135M in fp32 on a CPU (docs/planning.md)."""
