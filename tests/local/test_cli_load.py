@@ -131,7 +131,7 @@ def test_the_namespace_is_the_files_or_the_options_and_status_is_not_ours(file: 
         (MINIMAL + "  workers: {<<: {nodse: 1}}\n", "line 11: unknown field spec.workers.nodse: did you mean nodes?"),
         (MINIMAL + "  training: {seed: 9223372036854775808}\n", "line 11: spec.training.seed: more than an integer of 64 bits holds"),
         (MINIMAL + "  training: {learningRate: .nan}\n", "line 11: spec.training.learningRate: not a finite number"),
-        (MINIMAL + f"  prepare: {'[' * 3000}{']' * 3000}\n", "nested too deeply: an SFTJob has no more than 64 levels"),
+        (MINIMAL + f"  prepare: {'[' * 600}{']' * 600}\n", "nested too deeply: an SFTJob has no more than 64 levels"),
         (MINIMAL + f"  prepare: {'[' * 100}{']' * 100}\n", "line 11: spec.prepare[0]: nested too deeply"),
         (MINIMAL + "  prepare: {day: 2030-13-01}\n", "not YAML: month must be in 1..12"),
     ],

@@ -378,6 +378,7 @@ def peak_bytes() -> int:
     return int(done.stdout) * 1024
 
 
+@pytest.mark.processes
 def test_memory_does_not_grow_with_the_rows(room: Room) -> None:
     """Tokens cost the tokenizer some hundred bytes each while they are made: six million do not fit in this."""
 
