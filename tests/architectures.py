@@ -24,7 +24,7 @@ from sft_trainer.config import TrainConfig
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.distributed import World
 from sft_trainer.layout import JobFolder
-from sft_trainer.selfcheck import packing_is_safe
+from sft_trainer.selfcheck import packing_is_safe, use_loss_head
 
 # Weights of this size make a model in which every token attended to matters.
 _COMMON: dict[str, Any] = {
@@ -99,6 +99,7 @@ def _step(kind: str, world: World, volume: Path) -> dict[str, Any]:
     norm, loss = _reference(volume / directory, config, rows)
     network = _load(volume / directory)
     engine = engines.initialize(network, config, engines.deepspeed_config(config, "fp32"))
+    chunked = use_loss_head(engine, rows, world)
     packed = packing_is_safe(engine, rows, world)
     folder = JobFolder.of(volume, config.job.name)
     mine = Fence(uid="uid-1", attempt=1, started="t", run_id="run")
@@ -121,6 +122,7 @@ def _step(kind: str, world: World, volume: Path) -> dict[str, Any]:
     engine.destroy()
     return {
         "packed": packed,
+        "chunked": chunked,
         "attention": network.config._attn_implementation,
         "norm": own.norm / norm,
         "loss": own.loss_sum / own.supervised / loss,

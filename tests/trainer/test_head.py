@@ -205,4 +205,4 @@ def peak_megabytes(way: str) -> float:
 def test_a_vocabulary_of_150k_at_length_4096_takes_a_chunk_and_not_the_whole() -> None:
     """The chunk is 256 MiB; fp32 gradients of the head take 18 MiB each, and there are up to three for a moment."""
     assert peak_megabytes("chunks") < 256 + 3 * 18 + 60
-    assert peak_megabytes("all at once") > 2000
+    assert peak_megabytes("all at once") > 1500
