@@ -13,7 +13,7 @@ from ruamel.yaml.scalarstring import LiteralScalarString
 
 from sft_trainer import config
 from sftjob_operator.api import names
-from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.api.v1alpha1 import Resources, SFTJob, Spec
 from sftjob_operator.cli.errors import CliError
 from sftjob_operator.cli.load import load, load_json, parse
 from sftjob_operator.cluster.base import Manifest, Rejected
@@ -36,7 +36,8 @@ def render(file: Path, facts_file: Path | None, namespace: str | None, settings:
     """YAML documents of preparation and of attempt 1, and the equivalent `deepspeed` command in comments."""
     job = _job(file, namespace)
     facts = placeholder_facts() if facts_file is None else _facts(facts_file)
-    chosen = plan(job.spec, facts.model, Hardware())
+    # Whether a model that nobody has seen fits into the stated memory is not ours to say.
+    chosen = plan(job.spec if facts_file else _without_memory(job.spec), facts.model, Hardware())
     if isinstance(chosen, NoFit):
         raise CliError(f"{file}: {no_fit_message(job.spec, facts.model, Hardware(), chosen)}", 1)
     parts = [_heading(job, facts_file)]
@@ -67,6 +68,11 @@ def command(job: SFTJob) -> Iterator[str]:
         f"  deepspeed --hostfile {CONFIG}/{config.HOSTFILE} --no_ssh --node_rank $JOB_COMPLETION_INDEX "
         f"--master_addr {head} --master_port {config.MASTER_PORT} --no_local_rank --module sft_trainer train"
     )
+
+
+def _without_memory(spec: Spec) -> Spec:
+    workers = spec.workers.model_copy(update={"resources": Resources()})
+    return spec.model_copy(update={"workers": workers})
 
 
 def placeholder_facts() -> config.PrepareResult:
