@@ -8,6 +8,7 @@ that architectures which support those are the ones that can do this; selfcheck.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any, cast
 
@@ -61,12 +62,13 @@ def _attend(
     """Of query [B, H, T, D], key and value [B, KV, T, D], positions [B or 1, T]; the result is [B, T, H, D]."""
     if attention_mask is not None or position_ids is None:
         return cast(Output, sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs))
-    positions = position_ids.expand(query.shape[0], -1)
+    lengths = _lengths_of_rows(position_ids)
+    if len(lengths) < query.shape[0]:
+        lengths = lengths * query.shape[0]
     rows = []
-    for row, *heads in zip(
-        positions, *(torch.split(tensor, 1) for tensor in (query, key, value)), strict=True
+    for sizes, *heads in zip(
+        lengths, *(torch.split(tensor, 1) for tensor in (query, key, value)), strict=True
     ):
-        sizes = document_lengths(row)
         documents = zip(*(torch.split(tensor, sizes, dim=2) for tensor in heads), strict=True)
         outputs = [
             sdpa_attention_forward(module, q, k, v, _window(q, sliding_window), **kwargs)[0]
@@ -74,6 +76,12 @@ def _attend(
         ]
         rows.append(torch.cat(outputs, dim=1))
     return torch.cat(rows), None
+
+
+@functools.lru_cache(maxsize=2)
+def _lengths_of_rows(positions: torch.Tensor) -> list[list[int]]:
+    """Of positions [B or 1, T]: the same tensor for every layer of a pass, and on a GPU each look waits for it."""
+    return [document_lengths(row) for row in positions]
 
 
 def document_lengths(positions: torch.Tensor) -> list[int]:
