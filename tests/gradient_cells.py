@@ -15,10 +15,9 @@ from sft_trainer import precision as precisions
 from sft_trainer.assemble import training_plan
 from sft_trainer.batches import MicroBatch
 from sft_trainer.collate import IGNORED, Batch, collate
-from sft_trainer.config import TrainConfig
+from sft_trainer.config import Precision, TrainConfig
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.distributed import World
-from sft_trainer.precision import Precision
 
 
 def two_steps(

@@ -15,14 +15,13 @@ from bench.trainer.rows import SEED, Prepared
 
 import assets
 from sft_trainer.config import TrainConfig
+from sft_trainer.launcher.environment import KEEP_FREED_MEMORY
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 NAMES = ("ours", "trl", "trl-packing", "floor")
 OTHERS = ("ours-lean", "trl-tuned", "trl-packing-tuned")
 RANKS, MEAN_TOKENS, RATE = 2, 200, 1e-4  # unpacked batches get as many rows as make about a pack
-# What the floor is given (and TRL, as trl-packing-tuned); ours gives it to its ranks itself.
-ALLOCATOR = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736:glibc.malloc.top_pad=67108864"
 _STEP = re.compile(r"step (\d+)/\d+ loss ([\d.]+)")
 
 
@@ -91,7 +90,7 @@ def _with_torchrun(
         "seed": SEED,
     }
     runner = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
-    variables = {**environment(), **({"GLIBC_TUNABLES": ALLOCATOR} if allocator else {})}
+    variables = {**environment(), **({"GLIBC_TUNABLES": KEEP_FREED_MEMORY} if allocator else {})}
     return Contender(name, [*runner, str(HERE / script), json.dumps(settings)], variables, json_step)
 
 

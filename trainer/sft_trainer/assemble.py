@@ -23,7 +23,7 @@ from sft_trainer.checkpoint.files import write_atomically
 from sft_trainer.checkpoint.owner import Owner
 from sft_trainer.checkpoint.resume import Found
 from sft_trainer.collate import Rows
-from sft_trainer.config import Progress, TrainConfig, TrainResult
+from sft_trainer.config import Precision, Progress, TrainConfig, TrainResult
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.data.packing import pack
 from sft_trainer.distributed import World, connect
@@ -161,7 +161,7 @@ def build(
     )
 
 
-def agreed_precision(config: TrainConfig, found: Found | None, world: World) -> precision.Precision:
+def agreed_precision(config: TrainConfig, found: Found | None, world: World) -> Precision:
     """The same number format on every rank, whatever hardware each has. Collective."""
     accelerator = config.topology.accelerator
     return precision.resolve(
@@ -198,7 +198,7 @@ def _held_out(config: TrainConfig, rows: Rows | None, packed: bool) -> tuple[Row
     return rows, training_plan(one_pass, np.asarray(rows.lengths), packed=packed)
 
 
-def checkpoint_bytes(parameters: int, trainable: int, chosen: precision.Precision) -> int:
+def checkpoint_bytes(parameters: int, trainable: int, chosen: Precision) -> int:
     """Expected size of a checkpoint: the module as it computes, fp32 master weights and two fp32 moments."""
     module = parameters if trainable == parameters else trainable
     return module * (4 if chosen == "fp32" else 2) + 12 * trainable

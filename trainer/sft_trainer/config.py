@@ -226,6 +226,10 @@ class PrepareResult(Report):
 
 # --------------------------------------------------------------------------- training
 
+Precision = Literal["bf16", "fp16", "fp32"]  # what a run computes in
+Offload = Literal["None", "CPU"]
+Recompute = Literal["None", "Selective", "Full"]  # activation checkpointing
+
 
 class TrainModel(Contract):
     """The prepared model folder, where it came from, and what replaces its chat template."""
@@ -317,7 +321,7 @@ class Training(Contract):
     neftune_alpha: float | None = None  # None = no noise
     max_grad_norm: float
     early_stopping: EarlyStopping | None = None
-    precision: Literal["bf16", "fp16", "fp32", "Auto"]  # Auto: only the pod sees the hardware
+    precision: Precision | Literal["Auto"]  # Auto: only the pod sees the hardware
     seed: int
 
     @model_validator(mode="after")
@@ -331,9 +335,9 @@ class DeepSpeed(Contract):
     """The parallel strategy, decided, plus the user's raw DeepSpeed configuration to merge over ours."""
 
     zero_stage: Literal[0, 1, 2, 3]
-    offload_optimizer: Literal["None", "CPU"] = "None"
-    offload_parameters: Literal["None", "CPU"] = "None"
-    activation_checkpointing: Literal["None", "Selective", "Full"]
+    offload_optimizer: Offload = "None"
+    offload_parameters: Offload = "None"
+    activation_checkpointing: Recompute
     config: dict[str, Any] = Field(default_factory=dict)
 
 

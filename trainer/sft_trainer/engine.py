@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from sft_trainer import parameters
-from sft_trainer.config import TrainConfig
+from sft_trainer.config import Precision, TrainConfig
 from sft_trainer.errors import UserError
 from sft_trainer.lossscale import LossScaler
-from sft_trainer.precision import Precision
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from sft_trainer import companions, precision
 from sft_trainer.checkpoint import fence
 from sft_trainer.checkpoint.commit import require_space
 from sft_trainer.checkpoint.files import size_of, sync_directory
+from sft_trainer.config import Precision
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
 from sft_trainer.errors import UserError
@@ -147,7 +148,7 @@ def _publish(staging: Path, parts: Parts) -> None:
     shutil.rmtree(folder.root / f".export-old-{parts.store.fence.run_id}", ignore_errors=True)
 
 
-def export_dtype(base: Path, trained: precision.Precision, *, full: bool) -> torch.dtype:
+def export_dtype(base: Path, trained: Precision, *, full: bool) -> torch.dtype:
     """The base model's own type; bf16 or fp16 where all weights were trained in it: they no longer exceed it."""
     if full and trained != "fp32":
         return precision.dtype(trained)

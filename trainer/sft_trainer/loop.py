@@ -21,7 +21,7 @@ from sft_trainer.batches import Plan
 from sft_trainer.checkpoint.commit import Store, steps
 from sft_trainer.checkpoint.state import TrainerState
 from sft_trainer.collate import Batch, Rows
-from sft_trainer.config import TrainConfig
+from sft_trainer.config import Precision, TrainConfig
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
 from sft_trainer.errors import Interrupted, UserError
@@ -29,7 +29,6 @@ from sft_trainer.evaluate import evaluate, perplexity
 from sft_trainer.history import History, after, is_due, is_exhausted
 from sft_trainer.loss import supervised_loss
 from sft_trainer.outcome import now
-from sft_trainer.precision import Precision
 from sft_trainer.reporting import Reporter, StepFacts
 from sft_trainer.schedule import learning_rate
 from sft_trainer.stopping import StopSignal

@@ -11,9 +11,8 @@ import transformers
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from sft_trainer import recompute
-from sft_trainer.config import LoRA
+from sft_trainer.config import LoRA, Recompute
 from sft_trainer.errors import UserError
-from sft_trainer.recompute import Recompute
 
 logger = logging.getLogger(__name__)
 

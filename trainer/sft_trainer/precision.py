@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from sft_trainer.config import Precision
 from sft_trainer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["bf16", "fp16", "fp32"]
 _NATIVE_CAPABILITY = (8, 0)  # NVIDIA Ampere; older GPUs emulate bf16, slower than fp32
 
 
@@ -28,7 +28,7 @@ def native(accelerator: str) -> set[Precision]:
 
 
 def resolve(
-    wanted: Literal["bf16", "fp16", "fp32", "Auto"],
+    wanted: Precision | Literal["Auto"],
     accelerator: str,
     *,
     formats: set[Precision],

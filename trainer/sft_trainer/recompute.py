@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-Recompute = Literal["None", "Selective", "Full"]
+from sft_trainer.config import Recompute
 
 _ATEN = torch.ops.aten
 # What costs most to compute again. Not bmm: in attention without a fused kernel it makes the scores, the largest

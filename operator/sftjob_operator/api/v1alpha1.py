@@ -615,10 +615,6 @@ class Export(ApiModel):
 # --------------------------------------------------------------------------- the object
 
 
-DORA_NEEDS_WHOLE_WEIGHTS = (
-    "spec.training.lora.variant: DoRA takes norms of whole weights, which ZeRO stage 3 partitions: set "
-    "spec.deepspeed.zeroStage to 2 or lower, or use RSLoRA"
-)
 _EVALUATES = (
     "has(self.evaluation) && (has(self.evaluation.periodSteps) || has(self.evaluation.periodSeconds) || "
     "has(self.evaluation.periodEpochs))"
@@ -654,7 +650,8 @@ class Spec(ApiModel):
                 "!has(self.training) || !has(self.training.lora) || !has(self.training.lora.variant) || "
                 "self.training.lora.variant != 'DoRA' || !has(self.deepspeed) || "
                 "!has(self.deepspeed.zeroStage) || self.deepspeed.zeroStage != 3",
-                DORA_NEEDS_WHOLE_WEIGHTS,
+                "spec.training.lora.variant: DoRA takes norms of whole weights, which ZeRO stage 3 partitions: set "
+                "spec.deepspeed.zeroStage to 2 or lower, or use RSLoRA",
             ),
             _needs_evaluations(_STOPS_EARLY, "spec.training.earlyStopping"),
             _needs_evaluations(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sft_trainer import config
-from sftjob_operator.api.v1alpha1 import ChatTemplate, DataSource, EarlyStopping, LoRA, SFTJob
+from sftjob_operator.api.v1alpha1 import ChatTemplate, DataSource, LoRA, SFTJob
 from sftjob_operator.desired.children import digest
 from sftjob_operator.planning.intent import Intent, intent
 from sftjob_operator.planning.plan import Plan
@@ -76,11 +76,7 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
             keep_best=int(spec.exports_best) if checkpoint.retain.best is None else checkpoint.retain.best,
             on_existing=checkpoint.on_existing,
         ),
-        evaluation=config.Evaluation(
-            period_steps=spec.evaluation.period_steps,
-            period_seconds=spec.evaluation.period_seconds,
-            period_epochs=spec.evaluation.period_epochs,
-        ),
+        evaluation=config.Evaluation(**spec.evaluation.model_dump()),
         export=config.Export(format=spec.export.format, checkpoint="Best" if spec.exports_best else "Last"),
         keep_freed_memory=wanted.accelerator == "cpu" and chosen.has_room,
     )
@@ -123,20 +119,16 @@ def _training(job: SFTJob, chosen: Plan, wanted: Intent) -> config.Training:
             eps=spec.optimizer.eps,
             weight_decay=spec.optimizer.weight_decay,
         ),
-        loss=config.Loss.model_validate(spec.loss.model_dump()) if spec.loss else None,
+        loss=config.Loss(**spec.loss.model_dump()) if spec.loss else None,
         neftune_alpha=spec.neftune_alpha,
         max_grad_norm=wanted.max_grad_norm,
         parameter_groups=[config.ParameterGroup(**group.model_dump()) for group in spec.parameter_groups],
-        early_stopping=_early_stopping(spec.early_stopping),
+        early_stopping=config.EarlyStopping(**spec.early_stopping.model_dump())
+        if spec.early_stopping
+        else None,
         precision=wanted.precision or "Auto",
         seed=spec.seed,
     )
-
-
-def _early_stopping(wanted: EarlyStopping | None) -> config.EarlyStopping | None:
-    if wanted is None:
-        return None
-    return config.EarlyStopping(metric=wanted.metric, patience=wanted.patience, min_delta=wanted.min_delta)
 
 
 def _lora(job: SFTJob) -> config.LoRA:

@@ -10,11 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sft_trainer.config import ModelFacts
+from sft_trainer.config import ModelFacts, Offload, Precision, Recompute
 
-Precision = Literal["bf16", "fp16", "fp32"]
-Offload = Literal["None", "CPU"]
-Recompute = Literal["None", "Selective", "Full"]
 GIB = 2**30
 _BUCKET_ELEMENTS = {"gpu": 200_000_000, "cpu": 10_000_000}  # what sft_trainer.engine asks DeepSpeed for
 _OVERHEAD = {"gpu": int(1.75 * GIB), "cpu": 1 * GIB}  # CUDA context and NCCL; interpreter and libraries

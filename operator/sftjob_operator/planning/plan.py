@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Literal
 
-from sft_trainer.config import ModelFacts
+from sft_trainer.config import ModelFacts, Offload, Precision, Recompute
 from sftjob_operator.api.status import PlanMemory, PlanStatus
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.hardware import DEFAULT_GPU_MEMORY, Hardware, mebibytes, quantity_bytes
 from sftjob_operator.planning.intent import Intent, intent
-from sftjob_operator.planning.memory import Memory, Offload, Precision, Recompute, Shape, estimate
+from sftjob_operator.planning.memory import Memory, Shape, estimate
 
 # A forward pass of more tokens is no faster per token on a GPU; a CPU is busy with one sequence.
 _TOKENS_PER_PASS = 8192
@@ -193,19 +193,21 @@ def available_bytes(spec: Spec, hardware: Hardware) -> int | None:
     workers = spec.workers
     if workers.gpus_per_node:
         return hardware.gpu_memory_bytes or DEFAULT_GPU_MEMORY
-    stated = workers.resources.limits.get("memory", workers.resources.requests.get("memory"))
-    pod = hardware.host_memory_bytes if stated is None else quantity_bytes(stated)
+    pod = _pod_bytes(spec, hardware)
     return None if pod is None else pod // (workers.processes_per_node or 1)
 
 
 def host_bytes(spec: Spec, hardware: Hardware) -> int | None:
     """Memory of the pod for each of its GPUs, where that is known; None otherwise, and on CPUs."""
-    workers = spec.workers
-    if not workers.gpus_per_node:
-        return None
-    stated = workers.resources.limits.get("memory", workers.resources.requests.get("memory"))
-    pod = hardware.host_memory_bytes if stated is None else quantity_bytes(stated)
-    return None if pod is None else pod // workers.gpus_per_node
+    pod, gpus = _pod_bytes(spec, hardware), spec.workers.gpus_per_node
+    return None if pod is None or not gpus else pod // gpus
+
+
+def _pod_bytes(spec: Spec, hardware: Hardware) -> int | None:
+    """What the spec states, else what the machine has."""
+    resources = spec.workers.resources
+    stated = resources.limits.get("memory", resources.requests.get("memory"))
+    return hardware.host_memory_bytes if stated is None else quantity_bytes(stated)
 
 
 def _offloads(wanted: Intent, host_known: bool) -> list[tuple[Offload, Offload]]:
@@ -228,10 +230,8 @@ def _stages(
         return (wanted.zero_stage,)  # type: ignore[return-value]
     if resumed is not None and resumed.zero_stage == 0:
         return () if offloads else (0,)
-    if offloads:
-        return (
-            (3,) if wanted.highest_stage == 3 else (1,)
-        )  # 2 accumulates gradients on the CPU in the model's type, 1 keeps them on the GPU
+    if offloads:  # stage 2 accumulates gradients on the CPU in the model's type, 1 keeps them on the GPU
+        return (3,) if wanted.highest_stage == 3 else (1,)
     if wanted.world_size == 1 and resumed is None:  # nothing to partition; stage 0 has no fp16 (combinations)
         return (1,) if precision == "fp16" else (0,)
     # Stage 1 reduces gradients once a step, 2 and 3 in every pass: the lowest that fits is the fastest.

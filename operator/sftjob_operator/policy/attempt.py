@@ -12,7 +12,7 @@ from sftjob_operator.effects import Delete
 from sftjob_operator.failure import disrupted, failure, node_lost, without_result
 from sftjob_operator.observe import Observed
 from sftjob_operator.pods import PodEnd, lost_pod, of_job, pod_end
-from sftjob_operator.policy.decision import Answer, Decision, Say, not_running
+from sftjob_operator.policy.decision import STOPPING_SECONDS, Answer, Decision, Say, not_running
 from sftjob_operator.policy.records import live_record, made, new_record, with_outcome, with_record
 from sftjob_operator.policy.resize import is_resized, obstacle, resize, resized_words, was_stopped_to_resize
 from sftjob_operator.policy.restart import RESIZED, after_failure
@@ -23,7 +23,6 @@ from sftjob_operator.world import World
 
 _AT_ONCE = 0.0
 _AGAIN_SECONDS = 1.0
-_STOPPING_SECONDS = 5.0
 
 
 def follow(world: World, seen: Observed) -> Answer:
@@ -35,7 +34,7 @@ def follow(world: World, seen: Observed) -> Answer:
     record = made(record)
     if child.deleting:
         message = f"attempt {record.number}: Job {child.name} is being deleted"
-        return Decision(job.status, not_running("Stopping", message), requeue=_STOPPING_SECONDS)
+        return Decision(job.status, not_running("Stopping", message), requeue=STOPPING_SECONDS)
     pods = None if world.pods is None else of_job(world.pods, child)
     if child.finished or child.failing is not None:
         return _ended(world, record, child, pods)
@@ -74,7 +73,7 @@ def _ended(world: World, record: AttemptStatus, child: BatchJob, pods: list[Mani
         words = sentence(child.failing or "", 300)
         message = f"attempt {record.number} has failed, its other pods are stopping: {words}"
         status = with_record(world.job.status, record)
-        return Decision(status, not_running("Stopping", message), requeue=_STOPPING_SECONDS)
+        return Decision(status, not_running("Stopping", message), requeue=STOPPING_SECONDS)
     stopping = world.job.spec.suspend or child.suspended
     effects = () if child.finished or lost is None else (Delete(child.ref, child.uid),)
     why = failure(child, ends, stopping=stopping)

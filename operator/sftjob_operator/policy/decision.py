@@ -11,6 +11,9 @@ from sftjob_operator.effects import Effect
 from sftjob_operator.reports import parse_time
 from sftjob_operator.world import World
 
+STOPPING_SECONDS = 5.0
+"""Until the next look at pods that were asked to stop."""
+
 
 class Say(NamedTuple):
     """A condition's answer."""

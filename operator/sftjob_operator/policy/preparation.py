@@ -18,7 +18,15 @@ from sftjob_operator.effects import Check, Create, Delete, Effect
 from sftjob_operator.failure import Failure, disrupted, failure, node_lost, without_result
 from sftjob_operator.observe import Observed
 from sftjob_operator.pods import lost_pod, of_job, pod_end
-from sftjob_operator.policy.decision import Answer, Decision, Say, Transition, not_running, revisit
+from sftjob_operator.policy.decision import (
+    STOPPING_SECONDS,
+    Answer,
+    Decision,
+    Say,
+    Transition,
+    not_running,
+    revisit,
+)
 from sftjob_operator.policy.refusal import refused
 from sftjob_operator.policy.restart import MOST_DISRUPTIONS, failed, wait_seconds
 from sftjob_operator.policy.running import not_ready
@@ -28,7 +36,6 @@ from sftjob_operator.reports import parse_time, rfc3339
 from sftjob_operator.world import World
 
 _AGAIN_SECONDS = 1.0
-_STOPPING_SECONDS = 5.0
 _WAY_OUT = (
     "apply the job again with a corrected spec; if only a file in the workspace was wrong, "
     "repair it, delete the job and apply it again"
@@ -43,7 +50,7 @@ def follow(world: World, seen: Observed) -> Answer:
             return _after_failure(world, seen, kept, kept.failure)
         return _create(world, seen)
     if child.deleting:
-        return Decision(status, _preparing(f"Job {child.name} is being deleted"), requeue=_STOPPING_SECONDS)
+        return Decision(status, _preparing(f"Job {child.name} is being deleted"), requeue=STOPPING_SECONDS)
     if child.finished:
         return _read(world, seen, child)
     if child.suspended:

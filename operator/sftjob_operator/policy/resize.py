@@ -13,14 +13,12 @@ from sftjob_operator.observe import Observed
 from sftjob_operator.planning.advice import no_fit_message
 from sftjob_operator.planning.plan import NoFit
 from sftjob_operator.policy.accept import objection
-from sftjob_operator.policy.decision import Decision, not_running
+from sftjob_operator.policy.decision import STOPPING_SECONDS, Decision, not_running
 from sftjob_operator.policy.prerequisites import missing, not_shared
 from sftjob_operator.policy.records import live_record, with_record
 from sftjob_operator.policy.start import next_plan
 from sftjob_operator.policy.suspend import suspension
 from sftjob_operator.world import World
-
-_STOPPING_SECONDS = 5.0
 
 
 def is_resized(job: SFTJob, child: BatchJob) -> bool:
@@ -69,4 +67,4 @@ def resize(world: World, seen: Observed, child: BatchJob) -> Decision:
         f"{job.spec.workers.nodes} nodes instead of {child.pods}"
     )
     effects: tuple[Effect, ...] = () if child.suspended else (Patch(child.ref, suspension(True)),)
-    return Decision(status, not_running("Resizing", message), effects, _STOPPING_SECONDS)
+    return Decision(status, not_running("Resizing", message), effects, STOPPING_SECONDS)

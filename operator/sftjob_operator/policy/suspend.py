@@ -10,10 +10,8 @@ from sftjob_operator.api.status import Status
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.effects import Patch
 from sftjob_operator.pods import lost_pods, of_job
-from sftjob_operator.policy.decision import Decision, Say
+from sftjob_operator.policy.decision import STOPPING_SECONDS, Decision, Say
 from sftjob_operator.world import World
-
-_STOPPING_SECONDS = 5.0
 
 
 def hold(world: World, status: Status, live: BatchJob | None) -> Decision:
@@ -34,7 +32,7 @@ def hold(world: World, status: Status, live: BatchJob | None) -> Decision:
         status,
         {"Suspended": Say("False", "Suspending", message), "Running": Say("False", "Suspending", message)},
         effects,
-        _STOPPING_SECONDS,
+        STOPPING_SECONDS,
     )
 
 
@@ -54,7 +52,7 @@ def paused(status: Status, live: BatchJob) -> Decision:
     if live.suspended_by_us:
         message = f"{live.name} goes on"
         running = {"Running": Say("False", "Resuming", message)}
-        return Decision(status, running, (Patch(live.ref, suspension(False)),), _STOPPING_SECONDS)
+        return Decision(status, running, (Patch(live.ref, suspension(False)),), STOPPING_SECONDS)
     queue = live.labels.get(f"{names.QUEUE_PREFIX}queue-name")
     where = f"in queue {queue}" if queue else "by whoever suspended its Job"
     return Decision(status, {"Running": Say("False", "Queued", f"{live.name} is held {where}")})

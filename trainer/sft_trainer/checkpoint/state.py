@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from sft_trainer.config import Report
+from sft_trainer.config import Precision, Report
 from sft_trainer.history import History
-from sft_trainer.precision import Precision
 
 STATE = "trainer_state.json"
 STATE_VERSION = 1  # raised when an older trainer could no longer continue from it

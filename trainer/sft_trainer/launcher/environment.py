@@ -16,7 +16,7 @@ from sft_trainer.run_folder import RunFolder
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 # glibc takes every large tensor from the kernel, page by page, and gives it back at once: 15 % of a step.
 # With these it keeps what was freed; the ranks' heap grows in pieces of 64 MiB.
-_KEEP_FREED_MEMORY = ":".join(
+KEEP_FREED_MEMORY = ":".join(
     ("glibc.malloc.mmap_max=0", f"glibc.malloc.trim_threshold={2**36}", f"glibc.malloc.top_pad={2**26}")
 )
 
@@ -84,7 +84,7 @@ def rank_environment(
     if accelerator == "cpu":
         defaults["DS_ACCELERATOR"] = "cpu"
     if keep_freed_memory:
-        defaults["GLIBC_TUNABLES"] = _KEEP_FREED_MEMORY
+        defaults["GLIBC_TUNABLES"] = KEEP_FREED_MEMORY
     return {
         **defaults,
         **inherited,
