@@ -25,6 +25,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import assets  # noqa: E402 - after the path to our neighbours
+from sft_trainer import precision  # noqa: E402
 
 BENCH = ROOT / ".sftjob" / "bench"
 console = Console()
@@ -35,15 +36,15 @@ def main() -> int:
     data = rows.prepared(BENCH / "workspace", asked.max_length)
     console.print(
         f"{data.rows} rows, {data.tokens / data.rows:.0f} tokens a row, "
-        f"{100 * data.supervised / data.tokens:.0f} % of them supervised"
+        f"{100 * data.supervised / data.tokens:.0f} % of them supervised; {asked.precision}"
     )
-    figures = []
+    work, figures = contenders.Work(data, asked.steps, asked.precision), []
     for repetition in range(asked.repetitions):
         for name in asked.contenders:
             folder = BENCH / "runs" / f"{name}-{repetition}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            contender = contenders.contender(name, data, asked.steps, folder)
+            contender = contenders.contender(name, work, folder)
             figures.append(measure.run(contender, asked.steps, asked.warm_up, folder / "log"))
             one = figures[-1]
             console.print(
@@ -120,6 +121,7 @@ def _document(figures: list[measure.Figures], data: rows.Prepared, asked: argpar
         "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
         "trl": _trl_version(asked.contenders),
         "rows": {"rows": data.rows, "tokens": data.tokens, "supervised": data.supervised},
+        "precision": asked.precision,
         "max_length": asked.max_length,
         "warm_up": asked.warm_up,
         "runs": [one.document() for one in figures],
@@ -160,7 +162,12 @@ def _arguments() -> argparse.Namespace:
         choices=[*contenders.NAMES, *contenders.OTHERS],
         help="see docs/benchmarks.md",
     )
+    parser.add_argument(
+        "--precision", choices=["bf16", "fp32"], help="default: bf16 where this CPU computes in it by itself"
+    )
     asked = parser.parse_args()
+    if asked.precision is None:
+        asked.precision = "bf16" if "bf16" in precision.native("cpu") else "fp32"
     if not 1 <= asked.warm_up < asked.steps:
         parser.error("--warm-up: at least 1, and fewer than --steps")
     return asked
