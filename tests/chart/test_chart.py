@@ -23,7 +23,7 @@ KUBERNETES = "1.34"
 # (API group, resource) -> verbs, in the namespaces of SFTJobs. What calls them: cluster/kubernetes.py for
 # reconcile.py, polling.py and resync.py; watching is Kopf's.
 WORK = {
-    ("sftjob.dev", "sftjobs"): {"get", "list", "watch"},
+    ("sftjob.dev", "sftjobs"): {"get", "list", "watch", "delete"},
     ("sftjob.dev", "sftjobs/status"): {"patch"},
     ("sftjob.dev", "sftjobs/finalizers"): {"update"},  # for blockOwnerDeletion, where the cluster checks it
     ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},

@@ -40,7 +40,7 @@ subjects:
 {{- define "sftjob.rules" -}}
 - apiGroups: [sftjob.dev]
   resources: [sftjobs]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete] # delete: ttlSecondsAfterFinished
 - apiGroups: [sftjob.dev]
   resources: [sftjobs/status]
   verbs: [patch]
