@@ -38,28 +38,39 @@ def main() -> int:
         f"{data.rows} rows, {data.tokens / data.rows:.0f} tokens a row, "
         f"{100 * data.supervised / data.tokens:.0f} % of them supervised; {asked.precision}"
     )
-    work, figures = contenders.Work(data, asked.steps, asked.precision), []
+    work = contenders.Work(data, asked.steps, asked.precision)
+    figures: list[measure.Figures] = []
+    fallen: dict[str, str] = {}  # who ended early, and why
     for repetition in range(asked.repetitions):
-        for name in asked.contenders:
+        for name in [name for name in asked.contenders if name not in fallen]:
             folder = BENCH / "runs" / f"{name}-{repetition}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             contender = contenders.contender(name, work, folder)
-            figures.append(measure.run(contender, asked.steps, asked.warm_up, folder / "log"))
-            one = figures[-1]
+            try:
+                one = measure.run(contender, asked.steps, asked.warm_up, folder / "log")
+            except measure.EndedEarlyError as error:
+                fallen[name] = str(error)
+                console.print(f"{error}; the others go on", style="red")
+                continue
+            figures.append(one)
             console.print(
                 f"{name} {repetition + 1}/{asked.repetitions}: {one.tokens_per_second:.0f} tokens/s, "
                 f"first step after {one.first_step_seconds:.0f} s"
             )
             shutil.rmtree(data.workspace / "jobs", ignore_errors=True)
-    console.print(_table(figures, asked.contenders))
+    console.print(_table(figures, [name for name in asked.contenders if _ran(figures, name)]))
     for line in ratios(figures):
         console.print(line)
     results = BENCH / "results" / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
     results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(_document(figures, data, asked), indent=1))
+    results.write_text(json.dumps(_document(figures, fallen, data, asked), indent=1))
     console.print(f"raw figures: {results.relative_to(ROOT)}")
-    return 0
+    return 1 if fallen else 0
+
+
+def _ran(figures: list[measure.Figures], contender: str) -> bool:
+    return any(one.contender == contender for one in figures)
 
 
 def medians(figures: list[measure.Figures], contender: str) -> dict[str, float]:
@@ -109,7 +120,9 @@ def _table(figures: list[measure.Figures], names: list[str]) -> Table:
     return table
 
 
-def _document(figures: list[measure.Figures], data: rows.Prepared, asked: argparse.Namespace) -> dict:
+def _document(
+    figures: list[measure.Figures], fallen: dict[str, str], data: rows.Prepared, asked: argparse.Namespace
+) -> dict:
     return {
         "command": shlex.join(["python", "-m", "bench.trainer", *sys.argv[1:]]),
         "commit": subprocess.run(
@@ -125,7 +138,8 @@ def _document(figures: list[measure.Figures], data: rows.Prepared, asked: argpar
         "max_length": asked.max_length,
         "warm_up": asked.warm_up,
         "runs": [one.document() for one in figures],
-        "medians": {name: medians(figures, name) for name in asked.contenders},
+        "medians": {name: medians(figures, name) for name in asked.contenders if _ran(figures, name)},
+        "ended_early": fallen,
     }
 
 
@@ -176,5 +190,5 @@ def _arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (assets.FetchError, measure.EndedEarlyError) as error:
+    except assets.FetchError as error:
         sys.exit(f"error: {error}")
