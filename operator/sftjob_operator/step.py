@@ -53,7 +53,7 @@ def step(world: World) -> Step:
     decision = decide(world)
     if decision is None:
         return _finished(world)
-    says = {**baseline(job, decision.status), **decision.conditions}
+    says = {**baseline(job, decision.status, world.settings), **decision.conditions}
     found = conditions(old, says, job.generation, world.now)
     new = decision.status.model_copy(
         update={"conditions": found, "phase": phase(found), "observed_generation": job.generation}

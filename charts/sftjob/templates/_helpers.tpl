@@ -74,3 +74,16 @@ subjects:
   resources: [events]
   verbs: [create]
 {{- end }}
+
+{{- define "sftjob.trainingLabels" -}}
+app.kubernetes.io/managed-by: sftjob-operator
+sftjob.dev/role: train
+{{- end }}
+
+{{- define "sftjob.dns" -}}
+- ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
+{{- end }}

@@ -54,7 +54,7 @@ def _ahead(world: World, seen: Observed) -> Answer:
     job, status = world.job, world.job.status
     if job.spec.suspend:
         return hold(world, status, _living(seen))
-    wrong = objection(job)
+    wrong = objection(job, world.settings)
     if wrong is not None:
         conditions = {
             "Accepted": Say("False", wrong.reason, wrong.message),
