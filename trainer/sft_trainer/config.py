@@ -164,6 +164,7 @@ class DataConfig(Contract):
     train: list[DataSource]
     eval: EvalSplit | None = None
     max_length: int
+    min_length: int | None = None  # tokens below which a row is left out
     packing: Literal["BestFit", "None"]
     loss_on: Literal["Assistant", "LastAssistant", "AllTokens"]
     on_too_long: Literal["Truncate", "Drop", "Fail"]
@@ -210,6 +211,7 @@ class DataFacts(Report):
     supervised_tokens: int
     truncated_rows: int
     dropped_rows: int
+    short_rows: int = 0
     skipped_rows: int
     duplicate_rows: int = 0
     longest_row: int  # tokens, before truncation

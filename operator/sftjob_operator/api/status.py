@@ -84,6 +84,7 @@ class DataStatus(ApiModel):
     dropped_rows: int = Field(
         0, description="Rows dropped as too long, or without a supervised token after the cut."
     )
+    short_rows: int = Field(0, description="Rows left out as shorter than minLength.")
     skipped_rows: int = Field(0, description="Rows that could not be read.")
     duplicate_rows: int = Field(0, description="Rows left out by deduplicate.")
     fill_percent: int = Field(0, description="Share of the packed sequences that is not padding.")

@@ -133,12 +133,24 @@ class EvalData(ApiModel):
 class Data(ApiModel):
     """What is learned and how it becomes tokens."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.minLength) || self.minLength <= (has(self.maxLength) ? self.maxLength : 2048)",
+                "spec.data.minLength must not exceed spec.data.maxLength, or no row is left",
+            )
+        )
+    )
     train: Annotated[list[DataSource], Field(min_length=1, max_length=32)] = Field(
         description="Sources of training rows, read one after another."
     )
     eval: EvalData | None = Field(None, description="Rows for the evaluation loss; absent = no evaluation.")
     max_length: Annotated[int, Field(ge=16, le=1048576)] = Field(
         2048, description="Tokens of a sequence. Default 2048."
+    )
+    min_length: Annotated[int, Field(ge=1, le=1048576)] | None = Field(
+        None,
+        description="Tokens below which a row, template included, is left out and counted in status; absent = none is.",
     )
     packing: Literal["BestFit", "None"] = Field(
         "BestFit", description="BestFit fills each sequence with whole rows; None pads. Default BestFit."

@@ -29,6 +29,7 @@ def prepare_config(job: SFTJob) -> config.PrepareConfig:
             train=[_source(index, source) for index, source in enumerate(data.train)],
             eval=held_out,
             max_length=data.max_length,
+            min_length=data.min_length,
             packing=data.packing,
             loss_on=data.loss_on,
             on_too_long=data.on_too_long,
