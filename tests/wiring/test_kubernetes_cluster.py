@@ -345,6 +345,30 @@ users: [{name: u, user: {token: tkn}}]
     assert await connection.token() == "tkn"
     assert not connection.verify
     assert not connection.in_cluster
+    assert (connection.context, connection.namespace) == ("c", "default")
+
+
+async def test_a_context_brings_its_own_server_and_namespace(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the kubeconfig is two files, as kubectl merges them."""
+    for name, more in (("a", ""), ("b", ", namespace: team")):
+        (tmp_path / name).write_text(
+            f"""
+apiVersion: v1
+kind: Config
+current-context: {name}
+contexts: [{{name: {name}, context: {{cluster: {name}, user: u{more}}}}}]
+clusters: [{{name: {name}, cluster: {{server: "https://{name}.example"}}}}]
+users: [{{name: u, user: {{token: t}}}}]
+"""
+        )
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'a'}:{tmp_path / 'b'}")
+    chosen = await connect(context="b")
+    assert (chosen.server, chosen.context, chosen.namespace) == ("https://b.example", "b", "team")
+    assert (await connect(kubeconfig=str(tmp_path / "a"))).server == "https://a.example"
+    with pytest.raises(NoCluster, match="context c: "):
+        await connect(context="c")
 
 
 async def test_a_broken_kubeconfig_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
