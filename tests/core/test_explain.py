@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from core.test_reasons import reasons
+from core.test_reasons import DOCUMENT, reasons
 from sft_trainer.config import FailureClass
 from sftjob_operator.api.names import LABEL_JOB
 from sftjob_operator.cli.explain.story import ADVICE, Facts, explain
+from sftjob_operator.cluster.local.admission import sftjob_schema
 from sftjob_operator.policy.running import _STATES
 
 NOW = datetime(2030, 1, 1, 1, 0, tzinfo=UTC)
@@ -24,7 +26,14 @@ IDLE = {
 
 def known() -> set[str]:
     found = {word for word, _ in reasons()} | {word for word, _ in _STATES.values()}
-    return found | {str(cls) for cls in FailureClass}
+    return found | {str(cls) for cls in FailureClass} | documented()
+
+
+def documented() -> set[str]:
+    """In docs/conditions.md, which a test of its own holds against the sources."""
+    types = {"Accepted", "Prepared", "Planned", "Running", "Suspended", "Complete", "Failed"}
+    rows = re.findall(r"^\|(?: \w+ \|| `\w+` \| \w+ \|)? `([A-Z][A-Za-z0-9]+)`", DOCUMENT, re.M)
+    return set(rows) - types
 
 
 def said(type_: str, status: str, reason: str, message: str = "") -> dict[str, Any]:
@@ -58,6 +67,24 @@ def test_no_reason_is_explained_that_nobody_gives():
         if "explain" not in file.parts
     )
     assert {reason for reason in ADVICE if f'"{reason}"' not in sources} == set()
+
+
+def test_no_advice_names_a_field_that_does_not_exist():
+    def exists(path: str) -> bool:
+        schema = sftjob_schema()
+        for part in path.split("."):
+            if schema.get("x-kubernetes-preserve-unknown-fields"):
+                return True
+            schema = schema.get("items", schema)
+            if part not in schema.get("properties", {}):
+                return "additionalProperties" in schema
+            schema = schema["properties"][part]
+        return True
+
+    words = " ".join(f"{advice.means} {advice.do}" for advice in ADVICE.values())
+    named = set(re.findall(r"\bspec(?:\.[A-Za-z]+)+", words))
+    assert len(named) > 30, "the search has gone blind"
+    assert {path for path in named if not exists(path)} == set()
 
 
 @pytest.mark.parametrize("reason", sorted(ADVICE))

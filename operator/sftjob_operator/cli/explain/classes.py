@@ -8,6 +8,11 @@ from sftjob_operator.cli.explain.advice import LOGS, Advice
 
 CLASSES: Mapping[str, Advice] = {
     "Failed": Advice("It is over, without a result.", "", (LOGS,)),
+    "DeadlineExceeded": Advice(
+        "spec.activeDeadlineSeconds have passed, so its pods were stopped; they saved a checkpoint first.",
+        "For more time delete it and start it again with a later deadline: it goes on from the checkpoint.",
+        ("checkpoints {name}",),
+    ),
     "UserError": Advice(
         "The data or the configuration is wrong, and every further attempt would end the same way.",
         "Correct what the message names; then a new job, or the same one after deletion.",
@@ -50,7 +55,7 @@ CLASSES: Mapping[str, Advice] = {
     ),
     "Disrupted": Advice(
         "The cluster took a pod: eviction, drain, preemption, or someone deleted the Job. It is not charged.",
-        "Nothing: it goes on from the last verified checkpoint. A higher priorityClassName is preempted less.",
+        "Nothing: it goes on from the last verified checkpoint.",
         ("kubectl get events",),
     ),
     "Interrupted": Advice(

@@ -37,6 +37,10 @@ _ACCEPTED = {
         "The global batch cannot be shared out evenly over the ranks.",
         "Set spec.training.globalBatchSize to one of the values that are named.",
     ),
+    "PodSecurity": Advice(
+        "A podTemplate asks for more of its node than the platform allows (operator.podSecurity of the chart).",
+        "Leave out what the message names, or ask the platform's people.",
+    ),
     "ReservedName": Advice(
         "A name in the spec is one the operator needs itself.", "Rename it and apply again."
     ),
