@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import copy
+import io
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from sftjob_operator.api.crd import crd
 from sftjob_operator.api.v1alpha1 import SFTJob
-from sftjob_operator.cli import chat, checkpoints, live, logs
+from sftjob_operator.cli import chat, checkpoints, live, logs, table
 from sftjob_operator.cli.doctor import cluster as doctor
-from sftjob_operator.cli.doctor import machine
+from sftjob_operator.cli.doctor import command, machine
+from sftjob_operator.cli.doctor.rights import RIGHTS
 from sftjob_operator.cli.errors import CliError
+from sftjob_operator.cli.explain import command as explaining
+from sftjob_operator.cli.explain.story import Facts, explain
 from sftjob_operator.cli.volumepod import DEADLINE_SECONDS, reader
 from sftjob_operator.desired.job import attempt_job
 from sftjob_operator.settings import Settings
 
+ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
@@ -114,6 +121,33 @@ def test_the_best_checkpoint_and_the_one_to_resume_from_are_marked():
         (2, False, True),
         (1, True, False),
     ]
+
+
+def test_the_manual_shows_tables_as_they_are():
+    text = (ROOT / "docs" / "cli.md").read_text()
+    held = {"name": "step-20", "step": 20, "attempt": 1, "verified": True, "size": "96Gi", "loss": "1.85"}
+    found = checkpoints.listed(
+        {"status": {"checkpoints": [{**held, "evalLoss": "1.91", "time": "2030-01-01T00:00:20Z"}]}}
+    )
+    assert f"```\n{checkpoints.shown(found)}\n```" in text
+    progress = {"display": "8/14", "loss": "1.8000", "tokensPerSecond": 812, "eta": "3s"}
+    over = {
+        "phase": "Succeeded",
+        "completionTime": "2029-12-31T23:59:07Z",
+        "lastVerifiedStep": 10,
+        "restarts": 1,
+    }
+    jobs = [
+        {
+            "metadata": {"name": "bot", "creationTimestamp": "2029-12-31T23:59:56Z"},
+            "status": {"phase": "Running", "progress": progress, "lastVerifiedStep": 5},
+        },
+        {
+            "metadata": {"name": "old", "creationTimestamp": "2029-12-31T23:59:00Z"},
+            "status": {**over, "progress": {"display": "14/14", "loss": "0.5000", "eta": "0s"}},
+        },
+    ]
+    assert f"```\n{table.columns(table.COLUMNS, [table.row(job, NOW) for job in jobs])}\n```" in text
 
 
 # ------------------------------------------------------------------------- the pod on the volume
@@ -223,7 +257,7 @@ HEALTHY: dict[str, Any] = {
     "crd": crd(),
     "deployments": [deployment(1)],
     "leases": [lease("2029-12-31T23:59:55.000000Z")],
-    "rights": dict.fromkeys(doctor.RIGHTS, True),
+    "rights": dict.fromkeys(RIGHTS, True),
     "nodes": [node("a", 8, **{doctor.MEMORY_LABEL: "81920"}), node("b")],
     "claims": [
         {"metadata": {"name": "w"}, "spec": {"accessModes": ["ReadWriteMany"]}, "status": {"phase": "Bound"}}
@@ -292,14 +326,37 @@ def test_a_crd_of_another_release_is_told_by_its_fields_and_not_by_its_words():
 
 
 def test_rights_that_are_needed_and_rights_that_help_are_told_apart():
-    rights = {right: right.is_needed or right.resource != "pods" for right in doctor.RIGHTS}
+    rights = {right: right.is_needed or right.resource != "pods" for right in RIGHTS}
     (check,) = found("your rights", rights=rights)
     assert check.state == "warning"
     assert "create pods/attach" in check.found
-    rights = {right: right.verb != "list" for right in doctor.RIGHTS}
+    rights = {right: right.verb != "list" for right in RIGHTS}
     assert [each.state for each in found("your rights", rights=rights)] == ["missing", "warning"]
 
 
 def test_the_doctor_of_a_machine_says_what_to_install():
     assert machine.trainer({"torch": "2", "deepspeed": None}).fix.startswith("pip install 'sftjob[trainer]'")
     assert machine.trainer({"torch": "2"}).state == "ok"
+
+
+def test_the_manual_shows_a_doctor_and_an_explanation_as_they_are():
+    text = (ROOT / "docs" / "cli.md").read_text()
+    changed = {
+        "nodes": [node("gpu-1", 8), node("gpu-2", 8)],
+        "claims": [],
+        "storage_classes": [{"metadata": {"name": "nfs"}, "provisioner": "nfs.csi.k8s.io"}],
+        "kueue": False,
+    }
+    out = io.StringIO()
+    command.show(list(doctor.checks(doctor.Facts(**{**HEALTHY, **changed}))), Console(file=out))
+    assert f"```\n{out.getvalue()}```" in text
+    failed = {
+        "type": "Failed",
+        "status": "True",
+        "reason": "InvalidRow",
+        "message": "a.jsonl line 7 is broken",
+    }
+    job = {"metadata": {"name": "bot"}, "spec": {}, "status": {"conditions": [failed]}}
+    out = io.StringIO()
+    explaining.say(explain(Facts(job, NOW), lambda line: f"sftjob {line}"), Console(file=out))
+    assert f"```\n{out.getvalue()}```" in text

@@ -12,6 +12,7 @@ import pytest
 
 from sft_trainer import __main__ as entry
 from sft_trainer import chat
+from sft_trainer.volume import Desk
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 
@@ -51,6 +52,19 @@ def test_every_question_gets_the_same_answer_each_time(
     assert answers[0] == answers[1]
     assert [answer["question"] for answer in answers[0]] == ["where is paris", "paris in france"]
     assert all(len(answer["answer"].split()) <= 5 for answer in answers[0])
+
+
+@pytest.mark.processes
+def test_a_conversation_comes_in_pieces_and_is_the_same_answer(model: Path) -> None:
+    ((_, whole),) = chat.answers(model, ["where is paris"], 5)
+    desk = Desk(model.parent)
+    messages = [{"role": "user", "content": "where is paris"}]
+    request = {"do": "ask", "model": model.name, "messages": messages, "maxNewTokens": 5}
+    *pieces, end = desk.answers(json.dumps(request))
+    assert "".join(each["piece"] for each in pieces).strip() == whole
+    assert end == {"end": True}
+    (answer,) = desk.answers(json.dumps({**request, "model": "nothing"}))
+    assert "holds no config.json" in answer["error"]
 
 
 @pytest.mark.processes

@@ -54,17 +54,7 @@ def answers(model: Path, questions: Sequence[str], max_new_tokens: int) -> Itera
             return_dict=True,
         ).to(network.device)
         with torch.inference_mode():
-            output = network.generate(
-                **tokens,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=tokenizer.pad_token_id
-                if tokenizer.pad_token_id is not None
-                else tokenizer.eos_token_id,
-            )
+            output = network.generate(**tokens, **_greedy(tokenizer, max_new_tokens))
         new = output[0, tokens["input_ids"].shape[1] :]
         yield question, tokenizer.decode(new, skip_special_tokens=True).strip()
 
@@ -78,7 +68,6 @@ def talker(model: Path) -> Callable[[list[dict[str, str]], int], Iterator[str]]:
     from transformers import TextIteratorStreamer
 
     tokenizer, network = _load(model)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     def talk(messages: list[dict[str, str]], max_new_tokens: int) -> Iterator[str]:
         tokens = tokenizer.apply_chat_template(
@@ -90,16 +79,7 @@ def talker(model: Path) -> Callable[[list[dict[str, str]], int], Iterator[str]]:
         def generate() -> None:
             try:
                 with torch.inference_mode():
-                    network.generate(
-                        **tokens,
-                        streamer=streamer,
-                        max_new_tokens=max_new_tokens,
-                        do_sample=False,
-                        temperature=None,
-                        top_p=None,
-                        top_k=None,
-                        pad_token_id=pad,
-                    )
+                    network.generate(**tokens, streamer=streamer, **_greedy(tokenizer, max_new_tokens))
             except (RuntimeError, ValueError) as error:
                 errors.append(error)
                 streamer.end()
@@ -112,6 +92,12 @@ def talker(model: Path) -> Callable[[list[dict[str, str]], int], Iterator[str]]:
             raise RuntimeError(f"the model cannot answer: {errors[0]}") from errors[0]
 
     return talk
+
+
+def _greedy(tokenizer: Any, max_new_tokens: int) -> dict[str, Any]:
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"max_new_tokens": max_new_tokens, "pad_token_id": pad, **sampling}
 
 
 def _load(model: Path) -> tuple[Any, Any]:

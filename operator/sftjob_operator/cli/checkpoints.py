@@ -6,9 +6,8 @@ import json
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
-from sftjob_operator.cli import jobs, volume
+from sftjob_operator.cli import jobs, table, volume
 from sftjob_operator.cli.errors import FAILED, OK
 from sftjob_operator.cli.place import Place, Where, opened
 from sftjob_operator.cluster.base import Manifest
@@ -26,7 +25,7 @@ async def checkpoints(where: Where, name: str, form: str, verify: bool, console:
     elif not found:
         console.print(f"{name} has committed no checkpoint yet", markup=False, highlight=False)
     else:
-        console.print(table(found))
+        console.print(shown(found), markup=False, highlight=False, soft_wrap=True)
     damaged = [each for each in found if each.get("problem")]
     for each in damaged:
         console.print(f"{each['name']}: {each['problem']}", markup=False, highlight=False, soft_wrap=True)
@@ -68,14 +67,13 @@ def listed(job: Manifest) -> list[Manifest]:
     ]
 
 
-def table(found: Sequence[Manifest]) -> Table:
+def shown(found: Sequence[Manifest]) -> str:
     """For a person."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for column in COLUMNS:
-        shown.add_column(column, no_wrap=True)
+    rows = []
     for each in found:
         marks = [word for key, word in (("best", "best"), ("newestVerified", "resumes here")) if each[key]]
         cells = (each["step"], each.get("time"), each["size"], "yes" if each["verified"] else "no")
         more = (each.get("loss"), each.get("evalLoss"), each.get("attempt"))
-        shown.add_row(*("-" if cell is None else str(cell) for cell in (*cells, *more)), ", ".join(marks))
-    return shown
+        texts = ("-" if cell is None else str(cell) for cell in (*cells, *more))
+        rows.append((*texts, ", ".join(marks)))
+    return table.columns(COLUMNS, rows)

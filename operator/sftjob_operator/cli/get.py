@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from sftjob_operator.cli import jobs, table
 from sftjob_operator.cli.place import Where, opened
@@ -27,15 +26,14 @@ async def get(where: Where, name: str | None, everywhere: bool, form: str, conso
         if not found:
             console.print(f"no jobs in {words}", markup=False, highlight=False, soft_wrap=True)
             return
-        console.print(_table(found, everywhere=everywhere, wide=form == "wide"))
+        shown = _table(found, everywhere=everywhere, wide=form == "wide")
+        console.print(shown, markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(found: Sequence[Manifest], *, everywhere: bool, wide: bool) -> Table:
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    columns = (*(("NAMESPACE",) if everywhere else ()), *table.COLUMNS, *(table.WIDE if wide else ()))
-    for column in columns:
-        shown.add_column(column, no_wrap=True)
+def _table(found: Sequence[Manifest], *, everywhere: bool, wide: bool) -> str:
+    header = (*(("NAMESPACE",) if everywhere else ()), *table.COLUMNS, *(table.WIDE if wide else ()))
+    rows = []
     for job in sorted(found, key=lambda item: (item["metadata"]["namespace"], item["metadata"]["name"])):
         cells = (*table.row(job, now()), *(table.wide(job) if wide else ()))
-        shown.add_row(*((job["metadata"]["namespace"], *cells) if everywhere else cells))
-    return shown
+        rows.append((job["metadata"]["namespace"], *cells) if everywhere else cells)
+    return table.columns(header, rows)

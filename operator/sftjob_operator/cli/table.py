@@ -63,6 +63,16 @@ def wide(job: Manifest) -> tuple[str, ...]:
     return tuple("-" if cell in (None, "") else str(cell) for cell in cells)
 
 
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """As kubectl prints them: never cut, so that a pipe sees what a wide terminal does."""
+    lines = [header, *rows]
+    widths = [max(len(line[number]) for line in lines) for number in range(len(header))]
+    padded = (
+        "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+    )
+    return "\n".join(line.rstrip() for line in padded)
+
+
 def elapsed(job: Manifest, now: datetime) -> str:
     """From the creation to the end, or to now."""
     created = parse_timestamp(job["metadata"]["creationTimestamp"])

@@ -14,8 +14,9 @@ from rich.text import Text
 from sftjob_operator.api.v1alpha1 import API_VERSION, GROUP, PLURAL
 from sftjob_operator.cli.doctor import cluster, machine
 from sftjob_operator.cli.doctor.check import Check
-from sftjob_operator.cli.doctor.cluster import RIGHTS, Facts, Right
-from sftjob_operator.cli.errors import FAILED, OK
+from sftjob_operator.cli.doctor.cluster import Facts
+from sftjob_operator.cli.doctor.rights import RIGHTS, Right
+from sftjob_operator.cli.errors import FAILED, OK, UNKNOWN, CliError
 from sftjob_operator.cli.place import Place, Where, opened
 from sftjob_operator.cli.session import now
 from sftjob_operator.cluster.base import Ref, Rejected
@@ -31,8 +32,7 @@ async def doctor(where: Where, as_json: bool, console: Console) -> int:
     if where.is_local:
         found = list(machine.checks(Path.cwd()))
     else:
-        async with opened(where) as place:
-            found = list(cluster.checks(await gather(place)))
+        found = await _of_cluster(where)
     if as_json:
         console.print(
             json.dumps([asdict(each) for each in found], indent=1),
@@ -43,6 +43,17 @@ async def doctor(where: Where, as_json: bool, console: Console) -> int:
     else:
         show(found, console)
     return FAILED if any(each.state == "missing" for each in found) else OK
+
+
+async def _of_cluster(where: Where) -> list[Check]:
+    try:
+        async with opened(where) as place:
+            return list(cluster.checks(await gather(place)))
+    except CliError as error:
+        if error.code != UNKNOWN:
+            raise
+        fix = "check the network (a VPN?), the kubeconfig and its context: kubectl cluster-info"
+        return [Check("API server", "missing", str(error), fix)]
 
 
 def show(found: Sequence[Check], console: Console) -> None:

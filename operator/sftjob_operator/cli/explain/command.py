@@ -31,7 +31,7 @@ def say(story: Explanation, console: Console) -> None:
     """For a person."""
     console.print(story.headline, style="bold", markup=False, highlight=False)
     for paragraph in story.paragraphs:
-        console.print(f"\n{paragraph}", markup=False, highlight=False)
+        console.print(f"\n{paragraph}", markup=False, highlight=False, soft_wrap=not console.is_terminal)
     if story.commands:
         console.print("\nNext:", style="bold")
         for command in story.commands:
