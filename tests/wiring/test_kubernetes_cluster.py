@@ -371,6 +371,36 @@ users: [{{name: u, user: {{token: t}}}}]
         await connect(context="c")
 
 
+async def test_the_token_of_an_exec_plugin_is_renewed_when_it_expires(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tmp_path / "plugin"
+    plugin.write_text(
+        """#!/bin/sh
+echo x >> "$0.calls"
+echo '{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status":'
+echo '{"token": "t'$(wc -l < "$0.calls")'", "expirationTimestamp": "2020-01-01T00:00:00Z"}}'
+"""
+    )
+    plugin.chmod(0o755)
+    path = tmp_path / "config"
+    path.write_text(
+        f"""
+apiVersion: v1
+kind: Config
+current-context: c
+contexts: [{{name: c, context: {{cluster: k, user: u}}}}]
+clusters: [{{name: k, cluster: {{server: "https://a.example", proxy-url: "http://p:1", tls-server-name: b.example}}}}]
+users: [{{name: u, user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, command: {plugin}}}}}}}]
+"""
+    )
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    connection = await connect()
+    assert (connection.proxy, connection.tls_server_name) == ("http://p:1", "b.example")
+    first, second = await connection.token(), await connection.token()
+    assert (first, second) == ("t2", "t3")
+
+
 async def test_a_broken_kubeconfig_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "missing"))
     with pytest.raises(NoCluster, match="missing"):

@@ -18,7 +18,7 @@ from sftjob_operator.cli.explain import command as explaining
 from sftjob_operator.cli.explain.story import explain
 from sftjob_operator.cli.place import Place, Where, opened
 from sftjob_operator.cli.session import now
-from sftjob_operator.cluster.base import ClusterError, Manifest
+from sftjob_operator.cluster.base import ClusterError, Manifest, Rejected
 from sftjob_operator.policy.running import progress_of
 
 LOOK_SECONDS = 2.0
@@ -54,9 +54,9 @@ async def _until_over(place: Place, name: str, show: Show) -> Manifest:
             events = await place.client.events_about(jobs.ref(place, name))
             shown = await _fresh(place, job, pods)
             failures = 0
-        except ClusterError:
+        except ClusterError as error:
             failures += 1
-            if failures > PATIENCE:
+            if failures > PATIENCE or isinstance(error, Rejected):
                 raise
             await asyncio.sleep(LOOK_SECONDS)
             continue

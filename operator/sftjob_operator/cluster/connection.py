@@ -34,6 +34,8 @@ class Connection:
     certificate_path: str | None = None
     key_path: str | None = None
     verify: bool = True
+    tls_server_name: str | None = None
+    proxy: str | None = None
     in_cluster: bool = False
     context: str = ""
     """Of the kubeconfig."""
@@ -129,6 +131,9 @@ async def _from_kubeconfig(path: str, context: str | None) -> Connection:
     current = loader.current_context
 
     async def token() -> str | None:
+        if getattr(loader, "exec_plugin_expiry", None) is not None:  # a no-op until it has expired
+            await loader.load_from_exec_plugin()
+            configuration.api_key["BearerToken"] = loader.token
         header = await configuration.get_api_key_with_prefix("BearerToken")
         return header.partition(" ")[2] or header if header else None
 
@@ -139,6 +144,8 @@ async def _from_kubeconfig(path: str, context: str | None) -> Connection:
         certificate_path=configuration.cert_file,
         key_path=configuration.key_file,
         verify=configuration.verify_ssl,
+        tls_server_name=configuration.tls_server_name,
+        proxy=configuration.proxy,
         context=str(current.get("name", "")),
         namespace=str((current.get("context") or {}).get("namespace") or "default"),
     )

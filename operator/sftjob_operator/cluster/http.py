@@ -44,7 +44,10 @@ class ApiClient:
             timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "sftjob-operator"},
+            proxy=connection.proxy,
         )
+        name = connection.tls_server_name
+        self._tls: dict[str, Any] = {"server_hostname": name} if name else {}
 
     async def close(self) -> None:
         """Drop the connections."""
@@ -104,7 +107,7 @@ class ApiClient:
         timeout = aiohttp.ClientTimeout(total=seconds)
         try:
             async with self._session.get(
-                url, headers=headers, allow_redirects=False, timeout=timeout
+                url, headers=headers, allow_redirects=False, timeout=timeout, **self._tls
             ) as answer:
                 if answer.status != 200:
                     return None
@@ -123,7 +126,7 @@ class ApiClient:
         url, headers = self.connection.server + path, await self._authorization()
         try:
             async with self._session.get(
-                url, params=query, headers=headers, timeout=timeout, allow_redirects=False
+                url, params=query, headers=headers, timeout=timeout, allow_redirects=False, **self._tls
             ) as answer:
                 if answer.status >= 300:
                     raise failure("GET", answer.status, await answer.text(errors="replace"))
@@ -137,7 +140,13 @@ class ApiClient:
         url, headers = self.connection.server + path, await self._authorization()
         try:
             return await self._session.ws_connect(
-                url, params=query, headers=headers, protocols=(protocol,), heartbeat=30.0, max_msg_size=0
+                url,
+                params=query,
+                headers=headers,
+                protocols=(protocol,),
+                heartbeat=30.0,
+                max_msg_size=0,
+                **self._tls,
             )
         except aiohttp.WSServerHandshakeError as error:
             raise failure("GET", error.status, error.message) from error
@@ -155,7 +164,7 @@ class ApiClient:
         url = self.connection.server + path
         headers = headers | await self._authorization()
         async with self._session.request(
-            verb, url, params=query, data=payload, headers=headers, allow_redirects=False
+            verb, url, params=query, data=payload, headers=headers, allow_redirects=False, **self._tls
         ) as answer:
             text = await answer.text(encoding="utf-8", errors="replace")
             after = answer.headers.get("Retry-After", "")
