@@ -33,7 +33,7 @@ class KubernetesClient(KubernetesCluster):
     field_manager = "sftjob"
     metadata_kinds = frozenset({"Secret"})
 
-    def __init__(self, connection: Connection, start_seconds: float = 180.0) -> None:
+    def __init__(self, connection: Connection, start_seconds: float = 600.0) -> None:
         """`start_seconds`: how long a pod of ours may take to run."""
         super().__init__(connection)
         self._http: ApiClient = self._api
