@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "sft_trainer.train",  # one rank, started by the launcher
     "chat": "sft_trainer.chat",  # ask a finished model
     "inspect": "sft_trainer.inspection",  # look at data
+    "volume": "sft_trainer.volume",  # answer a person's terminal about the workspace
 }
 
 
