@@ -20,7 +20,7 @@ import numpy as np
 
 from sft_trainer.config import DataConfig
 from sft_trainer.data import cache, content, formats
-from sft_trainer.data.ahead import ahead
+from sft_trainer.data.ahead import Ahead
 from sft_trainer.data.formats import Conversation, FormatError, RowError
 from sft_trainer.data.sources import Opened, Place, SourceRow
 from sft_trainer.data.supervision import Supervision, supervise
@@ -103,7 +103,7 @@ class Ingest:
 
     def _source(self, one: Opened, total: int | None) -> None:
         before = self._counts.read
-        with closing(ahead(_batches(self._valid(one)))) as batches:
+        with closing(Ahead(_batches(self._valid(one)))) as batches:
             for batch in batches:
                 tokens = tokenise([row.supervision for row in batch], self._recipe.tokenizer)
                 self._check_vocabulary(batch, tokens)
