@@ -96,12 +96,29 @@ def test_adapters_need_gradients_and_optimizer_for_themselves_only():
 
 def test_activations_by_hand():
     memory = estimate(SMALL, shape(max_length=100, precision="fp32"))
-    layer = 100 * (4 * (8 * 576 + 4 * 1536) + 8 * 576) + 2 * 4 * 100 * 100
+    layer = 100 * (4 * (8 * 576 + 4 * 1536) + 8 * 576)
     assert memory.activations == 30 * layer
     whole = estimate(SMALL, shape(max_length=100, precision="fp32", checkpointing="Full"))
     assert whole.activations == 100 * 30 * 4 * 576 + layer
     part = estimate(SMALL, shape(max_length=100, precision="fp32", checkpointing="Selective"))
     assert part.activations == 100 * 30 * 4 * (7 * 576 + 2 * 1536) + layer
+
+
+def test_what_grows_with_the_square_of_the_length_depends_on_the_attention():
+    def more(architecture: str, **over) -> int:
+        facts = SMALL.model_copy(update={"architecture": architecture})
+        at = shape(max_length=100, **over)
+        return estimate(facts, at).activations - estimate(SMALL, replace(at, attention=None)).activations
+
+    assert SMALL.architecture == "LlamaForCausalLM"
+    assert more("LlamaForCausalLM", attention="SDPA") == 0
+    assert more("MistralForCausalLM") == 30 * 2 * 2 * 100**2, "its windows need a mask"
+    scores = 9 * 100**2
+    assert more("LlamaForCausalLM", attention="Eager") == 30 * 6 * scores + 6 * scores
+    assert more("LlamaForCausalLM", attention="Eager", precision="fp32") == 30 * 4 * scores + 8 * scores
+    assert more("LlamaForCausalLM", attention="Eager", checkpointing="Full") == 12 * scores
+    assert more("Gemma2ForCausalLM") == more("LlamaForCausalLM", attention="Eager")
+    assert more("Gemma2ForCausalLM", attention="FlashAttention") == 30 * 2 * 2 * 100**2
 
 
 @pytest.mark.parametrize(

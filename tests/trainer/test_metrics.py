@@ -20,7 +20,7 @@ RANK = """
 from sft_trainer.metrics import Metrics
 import sys
 metrics = Metrics(sftjob="bot", attempt=2, rank=int(sys.argv[1]), node="gpu-14")
-metrics.started(total_steps=10, resumed_from_step=4, precision="bf16", version="0.1.0")
+metrics.started(total_steps=10, resumed_from_step=4, precision="bf16", version="0.1.0", attention="SDPA")
 for step in (5, 6):
     metrics.step(
         step=step, loss=2.0 / step, learning_rate=1e-4, gradient_norm=None,

@@ -37,7 +37,7 @@ from sft_trainer.prefetch import Prefetch
 from sft_trainer.progress import ProgressFile
 from sft_trainer.reporting import Journal, Reporter
 from sft_trainer.run_folder import RunFolder
-from sft_trainer.selfcheck import packing_is_safe, use_loss_head
+from sft_trainer.selfcheck import use_attention, use_loss_head
 from sft_trainer.starting import Start
 from sft_trainer.stopping import StopSignal
 
@@ -115,6 +115,7 @@ def build(
         activation_checkpointing=config.deepspeed.activation_checkpointing,
         zero3=settings if partitioned else None,
         seed=config.training.seed,
+        attention=config.model.attention,
     )
     parameters.freeze(network, config.training.parameter_groups)
     if config.training.neftune_alpha is not None:
@@ -124,7 +125,9 @@ def build(
     engine = engines.initialize(network, config, settings)
     use_loss_head(engine, cache.train, world)
     clock.lap("engine")
-    packed = config.data.packing == "BestFit" and packing_is_safe(engine, cache.train, world)
+    attention, packed = use_attention(
+        engine, cache.train, world, config.model.attention, pack=config.data.packing == "BestFit"
+    )
     plan = training_plan(config, cache.train.lengths, packed=packed)
     clock.lap("self-check")
     seed_everything(config.training.seed, world.rank)
@@ -144,6 +147,7 @@ def build(
         found.state.step if found else None,
         chosen,
         importlib.metadata.version("deepspeed"),
+        attention,
     )
     return loop.Parts(
         config=config,

@@ -231,13 +231,15 @@ class PrepareResult(Report):
 Precision = Literal["bf16", "fp16", "fp32"]  # what a run computes in
 Offload = Literal["None", "CPU"]
 Recompute = Literal["None", "Selective", "Full"]  # activation checkpointing
+Attention = Literal["FlashAttention", "SDPA", "Eager"]
 
 
 class TrainModel(Contract):
-    """The prepared model folder, where it came from, and what replaces its chat template."""
+    """The prepared model folder, where it came from, its attention, and what replaces its chat template."""
 
     directory: str
     resolved: str | None = None  # as in ModelFacts; an adapter names its base by it
+    attention: Attention | None = None  # None: only the pod sees what there is
     chat_template: ChatTemplate | None = None
 
 

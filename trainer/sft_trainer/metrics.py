@@ -41,7 +41,9 @@ def _counter(name: str, text: str) -> Counter:
 
 
 INFO = _gauge(
-    "info", "Always 1; versions and precision of the run are in the labels.", ("version", "precision")
+    "info",
+    "Always 1; version, precision and attention of the run are in the labels.",
+    ("version", "precision", "attention"),
 )
 TOTAL_STEPS = _gauge("total_steps", "Optimizer steps of the whole training.")
 STEP = _gauge("step", "Optimizer steps finished, those before a resume included.")
@@ -101,9 +103,11 @@ class Metrics:
         self._warned = False
 
     @_harmless
-    def started(self, *, total_steps: int, resumed_from_step: int, precision: str, version: str) -> None:
+    def started(
+        self, *, total_steps: int, resumed_from_step: int, precision: str, version: str, attention: str
+    ) -> None:
         """The run is about to make its first step (`resumed_from_step` = 0 for a fresh one)."""
-        INFO.labels(*self._labels, version, precision).set(1)
+        INFO.labels(*self._labels, version, precision, attention).set(1)
         self._set(TOTAL_STEPS, total_steps)
         self._set(STEP, resumed_from_step)
         for counter in (TOKENS, SUPERVISED, PADDED, *((SKIPPED,) if precision == "fp16" else ())):

@@ -11,7 +11,7 @@ import transformers
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from sft_trainer import recompute
-from sft_trainer.config import LoRA, Recompute
+from sft_trainer.config import Attention, LoRA, Recompute
 from sft_trainer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -27,19 +27,21 @@ def load(
     activation_checkpointing: Recompute,
     zero3: dict[str, Any] | None,
     seed: int,
+    attention: Attention | None = None,
 ) -> Model:
     """The model in training form, on the CPU.
 
     `zero3` is the DeepSpeed configuration when parameters are to be partitioned while they are loaded, so
-    that no rank ever holds the whole model. All ranks draw the same initial adapters from `seed`.
+    that no rank ever holds the whole model. All ranks draw the same initial adapters from `seed`. `attention` is
+    the one asked for; selfcheck.py makes of it, or of what is loaded without, what is used.
 
     Raises:
-        UserError: the folder does not hold a causal language model that transformers can load.
+        UserError: the folder does not hold a causal language model that transformers can load, or not one with SDPA.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     keep_alive = HfDeepSpeedConfig(zero3) if zero3 is not None else None  # from_pretrained looks for it
-    model = _from_pretrained(directory, dtype)
+    model = _from_pretrained(directory, dtype, attention)
     del keep_alive
     model.config.use_cache = False
     if adapters is not None:
@@ -53,16 +55,22 @@ def load(
     return model
 
 
-def _from_pretrained(directory: Path, dtype: torch.dtype) -> Model:
+def _from_pretrained(directory: Path, dtype: torch.dtype, attention: Attention | None) -> Model:
     last: Exception | None = None
-    for attention in ("sdpa", "eager"):
+    for implementation in ("eager",) if attention == "Eager" else ("sdpa", "eager"):
         try:
             return transformers.AutoModelForCausalLM.from_pretrained(
-                str(directory), dtype=dtype, attn_implementation=attention, local_files_only=True
+                str(directory), dtype=dtype, attn_implementation=implementation, local_files_only=True
             )
         except (ValueError, ImportError, OSError) as error:
-            if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
-                logger.info("this architecture has no SDPA attention; using eager")
+            if implementation == "sdpa" and "scaled_dot_product_attention" in str(error):
+                if attention == "SDPA":
+                    raise UserError(
+                        "AttentionUnsupported",
+                        "model.attention is SDPA, which transformers does not have for this architecture: set it to "
+                        "Eager, or remove it to have it chosen",
+                    ) from error
+                logger.info("this architecture has no SDPA attention in transformers")
                 continue
             last = error
             break

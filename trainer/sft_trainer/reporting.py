@@ -82,11 +82,17 @@ class Reporter:
         self._pace: deque[tuple[int, float]] = deque(maxlen=_PACE_STEPS)
         self._warned = False
 
-    def started(self, total_steps: int, resumed_from: int | None, precision: str, version: str) -> None:
+    def started(
+        self, total_steps: int, resumed_from: int | None, precision: str, version: str, attention: str
+    ) -> None:
         """Training is about to begin, or to go on."""
         self._journal.resumed_from_step, self._journal.last_step = resumed_from, resumed_from or 0
         self._metrics.started(
-            total_steps=total_steps, resumed_from_step=resumed_from or 0, precision=precision, version=version
+            total_steps=total_steps,
+            resumed_from_step=resumed_from or 0,
+            precision=precision,
+            version=version,
+            attention=attention,
         )
         if not self._speaks:
             return

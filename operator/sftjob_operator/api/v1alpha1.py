@@ -70,6 +70,11 @@ class Model(ApiModel):
     secret_ref: SecretRef | None = Field(
         None, description="All its keys (HF_TOKEN) become environment of the prepare pod, and of no other."
     )
+    attention: Literal["FlashAttention", "SDPA", "Eager"] | None = Field(
+        None,
+        description="How attention is computed. Absent = FlashAttention on GPUs that can, in bf16 and fp16; else SDPA, "
+        "each document on its own; Eager where the architecture has no other.",
+    )
     chat_template: ChatTemplate | None = Field(
         None, description="Replaces the tokenizer's template, also in the export; absent = the tokenizer's."
     )

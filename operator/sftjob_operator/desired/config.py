@@ -54,6 +54,7 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
         model=config.TrainModel(
             directory=facts.model.directory,
             resolved=facts.model.resolved,
+            attention=spec.model.attention,
             chat_template=_chat_template(spec.model.chat_template),
         ),
         data=config.TrainData(

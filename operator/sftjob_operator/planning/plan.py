@@ -170,6 +170,7 @@ def candidates(
                 lora_rank=lora_rank(spec),
                 offload_optimizer=optimizer,
                 offload_parameters=parameters,
+                attention=spec.model.attention,
             )
             yield Candidate(stage, micro, checkpointing, optimizer, parameters, estimate(model, shape))
 

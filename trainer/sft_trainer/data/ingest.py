@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from sft_trainer.config import DataConfig
 from sft_trainer.data import cache, content, formats
-from sft_trainer.data.ahead import ahead
+from sft_trainer.data.ahead import Ahead
 from sft_trainer.data.counts import Counts, refuse_useless
 from sft_trainer.data.formats import Conversation, FormatError, RowError
 from sft_trainer.data.likeliest import Likeliest
@@ -88,8 +88,8 @@ class Ingest:
     def _source(self, one: Opened, total: int | None) -> None:
         before = self._counts.read
         with (
-            closing(ahead(_batches(self._valid(one)), "render")) as batches,
-            closing(ahead(self._tokenised(batches), "tokenise")) as tokenised,
+            closing(Ahead(_batches(self._valid(one)), "render")) as batches,
+            closing(Ahead(self._tokenised(batches), "tokenise")) as tokenised,
         ):
             for batch, rows in tokenised:
                 self._check_vocabulary(batch, rows)
