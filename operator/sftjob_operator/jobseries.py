@@ -26,6 +26,8 @@ PHASES = (
     *("Pending", "Preparing", "Queued", "Starting", "Running", "Restarting", "Suspending", "Suspended"),
     *("Resizing", "Rejected", "Succeeded", "Failed"),
 )
+_WRITE_SECONDS = 10.0
+"""Time so recent may just now be written down as something else, and a counter that goes back counts twice."""
 _HOLDING = ("Running", "Starting", "Resizing")
 
 Values = Iterable[tuple[tuple[str, ...], float | int | str | None]]
@@ -124,10 +126,10 @@ def _seconds(job: Job) -> Values:
     if goodput is None:
         return []
     since, present = parse_time(goodput.accounted_time), kind(job.status)
-    passed = 0.0 if since is None else max((job.now - since).total_seconds(), 0.0)
+    passed = 0.0 if since is None else (job.now - since).total_seconds()
+    shown = max(int(passed - _WRITE_SECONDS), 0)
     return [
-        ((name,), getattr(goodput, f"{name}_seconds") + (passed if name == present else 0.0))
-        for name in KINDS
+        ((name,), getattr(goodput, f"{name}_seconds") + (shown if name == present else 0)) for name in KINDS
     ]
 
 

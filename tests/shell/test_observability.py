@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from sft_trainer.config import Progress
-from sftjob_operator import logs
+from sftjob_operator import jobseries, logs
+from sftjob_operator.api.status import Status
 from sftjob_operator.api.v1alpha1 import API_VERSION, KIND
 from sftjob_operator.cluster.base import Key, Ref
 from sftjob_operator.freshness import Freshness
+from sftjob_operator.goodput import charged
 from sftjob_operator.health import application
 from sftjob_operator.metrics import Metrics
+from sftjob_operator.reports import rfc3339
+from sftjob_operator.step import as_json
 from sftjob_operator.worker import subject
 from sftjob_operator.workqueue import WorkQueue
 from shell.fake_cluster import FakeCluster
@@ -155,6 +160,25 @@ async def test_time_that_is_not_in_the_status_yet_goes_to_what_the_job_does_now(
     assert value(metrics, "job_seconds_total", kind="queued", **LABELS) == 7
     assert value(metrics, "job_gpus", **LABELS) == 16
     assert value(metrics, "job_info", phase="Running", activity="TrainingSteps", **LABELS) == 1
+
+
+@pytest.mark.parametrize("late", [0.0, 0.9, 4.0, 9.0], ids=str)
+def test_seconds_never_go_back_when_they_are_written_down_and_something_else_begins(late: float) -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    goodput = {"productiveSeconds": 100, "accountedTime": rfc3339(start)}
+    training = sftjob(phase="Running", conditions=conditions(), goodput=goodput)
+    written = start + timedelta(seconds=29.9)  # when the pass looked at its clock
+    status = Status.model_validate(training["status"])
+    after = status.model_copy(update={"goodput": charged(status, written)})
+    saving = sftjob(phase="Running") | {"status": as_json(after)}
+    saving["status"]["conditions"] = conditions(reason="SavingCheckpoint")
+
+    def productive(body: dict[str, Any], now: datetime) -> float:
+        (series,) = [one for one in jobseries.JOB_SERIES if one.name == "seconds"]
+        return dict(jobseries.samples(series, jobseries.of(body, None, now)))["productive",]
+
+    seen = written + timedelta(seconds=late)  # when the watch showed it
+    assert productive(training, seen) <= productive(saving, seen) == 129
 
 
 async def test_failures_are_counted_by_class_and_no_pod_invents_a_class() -> None:
