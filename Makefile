@@ -34,11 +34,13 @@ format: install ## let ruff rewrite the sources
 typecheck: install ## mypy, strict
 	@.venv/bin/mypy
 
-generate: install ## CRD, chart copy and API reference from the models
+generate: install ## CRD, chart copy and API reference from the models; the dashboards
 	@$(PYTHON) -m sftjob_operator.api.generate
+	@PYTHONPATH=charts $(PYTHON) -m dashboards
 
 verify: install ## generated files are up to date
 	@$(PYTHON) -m sftjob_operator.api.generate --check
+	@PYTHONPATH=charts $(PYTHON) -m dashboards --check
 
 lock: ## requirements/*.txt from pyproject.toml, with hashes
 	@for extra in operator trainer; do \

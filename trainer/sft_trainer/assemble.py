@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sft_trainer import engine as engines
-from sft_trainer import loop, model, neftune, parameters, precision
+from sft_trainer import flops, loop, model, neftune, parameters, peak, precision
 from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import fence, owner, resume
 from sft_trainer.checkpoint.commit import Store
@@ -120,7 +120,7 @@ def build(
     parameters.freeze(network, config.training.parameter_groups)
     if config.training.neftune_alpha is not None:
         neftune.install(network, config.training.neftune_alpha)
-    expected = checkpoint_bytes(*model.counts(network), chosen)
+    expected, work = checkpoint_bytes(*model.counts(network), chosen), flops.work(network)
     clock.lap("weights")
     engine = engines.initialize(network, config, settings)
     use_loss_head(engine, cache.train, world)
@@ -148,6 +148,7 @@ def build(
         chosen,
         importlib.metadata.version("deepspeed"),
         attention,
+        peak.peak_flops(chosen),
     )
     return loop.Parts(
         config=config,
@@ -162,6 +163,7 @@ def build(
         precision=chosen,
         checkpoint_bytes=found.size if found else expected,
         history=found.state.history if found else History(),
+        work=work,
     )
 
 

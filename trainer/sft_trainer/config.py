@@ -25,6 +25,7 @@ ENV_POD_IP = "SFTJOB_POD_IP"  # address the launcher binds to
 ENV_NODE_NAME = "SFTJOB_NODE_NAME"  # label `node` of the metrics
 ENV_NODE_INDEX = "JOB_COMPLETION_INDEX"  # set by the Job controller: this pod's index in the gang
 ENV_HOSTS = "SFTJOB_HOSTS"  # optional file in /etc/hosts format which is asked before DNS
+ENV_PEAK_FLOPS = "SFT_PEAK_FLOPS"  # set by users: FLOP/s of one rank's device, for MFU, where no table has it
 ENV_CPUS = "SFTJOB_CPUS"  # optional number of CPUs this pod may use, where no cgroup says it (LocalCluster)
 
 PREPARE_FILE = "prepare.json"
@@ -465,6 +466,8 @@ class Progress(Report):
     perplexity: float | None = None
     learning_rate: float | None = None
     tokens_per_second: float | None = None
+    mfu: float | None = None  # of rank 0 in the last step, 0 to 1
+    peak_memory_bytes: int | None = None  # of rank 0's GPU, on a CPU of its process
     estimated_remaining_seconds: int | None = None
     resumed_from_step: int | None = None
     last_verified_step: int | None = None
