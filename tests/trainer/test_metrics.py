@@ -109,7 +109,9 @@ def test_a_resumed_run_knows_the_checkpoint_that_lies_there() -> None:
     labels = {"sftjob": "resumed", "attempt": "2", "rank": "0", "node": "n"}
     fact = CheckpointFact(name="step-4", step=4, attempt=1, bytes=77, time="2026-01-01T00:00:00Z")
     rank = metrics.Metrics(sftjob="resumed", attempt=2, rank=0, node="n")
-    rank.started(total_steps=9, resumed_from_step=4, precision="fp32", version="0", attention="SDPA", checkpoint=fact)
+    rank.started(
+        total_steps=9, resumed_from_step=4, precision="fp32", version="0", attention="SDPA", checkpoint=fact
+    )
 
     def value(name: str) -> float | None:
         return series.REGISTRY.get_sample_value(f"sft_trainer_{name}", labels)
