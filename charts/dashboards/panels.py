@@ -14,7 +14,14 @@ from grafana_foundation_sdk.builders import (
     table,
     timeseries,
 )
-from grafana_foundation_sdk.models.common import GraphDrawStyle, StackingMode, VisibilityMode
+from grafana_foundation_sdk.models.common import (
+    GraphDrawStyle,
+    LegendDisplayMode,
+    LegendPlacement,
+    StackingMode,
+    TooltipDisplayMode,
+    VisibilityMode,
+)
 from grafana_foundation_sdk.models.dashboard import (
     DashboardLinkType,
     DataSourceRef,
@@ -64,6 +71,13 @@ def graph(
         .line_width(1.5)
         .draw_style(GraphDrawStyle.LINE)
         .fill_opacity(30 if stacked else 0)
+        .legend(
+            common.VizLegendOptions()
+            .show_legend(True)
+            .display_mode(LegendDisplayMode.LIST)
+            .placement(LegendPlacement.BOTTOM)
+        )
+        .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
     )
     if stacked:
         panel = panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
@@ -97,7 +111,15 @@ def heat(title: str, unit: str, query: Query, *, text: str = "", width: int = 12
 
 def rows(title: str, *queries: Query, text: str = "", width: int = 24) -> table.Panel:
     """A line per job, a column per query."""
-    panel = table.Panel().title(title).description(text).datasource(SOURCE).span(width).height(9)
+    panel = (
+        table.Panel()
+        .title(title)
+        .description(text)
+        .datasource(SOURCE)
+        .span(width)
+        .height(9)
+        .show_header(True)
+    )
     for target in _targets(queries):
         panel = panel.with_target(target.instant().format(PromQueryFormat.TABLE))
     hidden = {"Time": True, "__name__": True}

@@ -47,6 +47,7 @@ def test_a_dashboard_keeps_its_address_and_asks_the_source_that_was_chosen(name:
     assert variables == (["datasource"] if name == "operator.json" else ["datasource", "namespace", "sftjob"])
     shown = [panel for panel in board["panels"] if panel["type"] != "row"]
     assert {panel["datasource"]["uid"] for panel in shown} == {"${datasource}"}
+    assert all(panel["options"] for panel in shown)
     identifiers = [panel["id"] for panel in board["panels"]]
     assert len(identifiers) == len(set(identifiers))
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in shown]
