@@ -11,7 +11,8 @@ from pathlib import Path
 from sft_trainer import layout
 from sft_trainer.config import DataConfig, DataFacts, DataSource
 from sft_trainer.data import cache, packing, sources
-from sft_trainer.data.ingest import Counts, Ingest, Recipe
+from sft_trainer.data.counts import Counts
+from sft_trainer.data.ingest import Ingest, Recipe
 from sft_trainer.data.sources import Opened
 
 logger = logging.getLogger(__name__)

@@ -77,4 +77,5 @@ def joined(parts: Sequence[Rows]) -> Rows:
 def _places(starts: Integers, numbers: Integers) -> npt.NDArray[np.int64]:
     """`numbers[0]` whole numbers from `starts[0]` on, then those of the next."""
     ends = np.cumsum(numbers)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - numbers), numbers)
+    places: npt.NDArray[np.int64] = np.repeat(starts - (ends - numbers), numbers)
+    return places + np.arange(len(places))

@@ -32,7 +32,7 @@ def tokenise(rows: Sequence[Supervision], tokenizer: Tokenizer) -> Rows:
     else:
         ids, starts = _flat(tokenizer.ids([row.text for row in rows]))
         spans, is_certain = _by_sizes(rows, tokenizer.sizes[ids], starts, span_rows)
-        for row in np.flatnonzero(~is_certain):
+        for row in np.flatnonzero(~is_certain).tolist():
             (one,) = tokenizer.encode([rows[row].text])
             spans[span_rows == row] = np.array(list(_by_offsets(rows[row], one))).reshape(-1, 2)
     spans[:, 0] = np.maximum(spans[:, 0], 1)  # nothing predicts the first token of a row
