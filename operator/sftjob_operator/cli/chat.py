@@ -67,7 +67,8 @@ class Talk:
             async for answer in self._there.ask(do="ask", **request):
                 parts.append(answer["piece"])
                 if console is not None:
-                    console.print(answer["piece"], end="", markup=False, highlight=False, soft_wrap=True)
+                    shown = str(answer["piece"]).replace("\x1b", "")  # a model must not steer the terminal
+                    console.print(shown, end="", markup=False, highlight=False, soft_wrap=True)
             if console is not None:
                 console.print()
             answers[who] = "".join(parts).strip()

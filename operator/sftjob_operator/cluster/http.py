@@ -139,7 +139,7 @@ class ApiClient:
         """A WebSocket; the exception for whatever the server refuses."""
         url, headers = self.connection.server + path, await self._authorization()
         try:
-            return await self._session.ws_connect(
+            socket: Socket = await self._session.ws_connect(
                 url,
                 params=query,
                 headers=headers,
@@ -148,6 +148,7 @@ class ApiClient:
                 max_msg_size=0,
                 **self._tls,
             )
+            return socket
         except aiohttp.WSServerHandshakeError as error:
             raise failure("GET", error.status, error.message) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -95,7 +95,8 @@ class KubernetesClient(KubernetesCluster):
             if phase == "Running":
                 return
             if phase in ("Failed", "Succeeded"):
-                raise ClusterError(f"pod {ref.name} ended at once: {pod['status'].get('message') or phase}")
+                said = pod["status"].get("message") or (await self.read_log(ref, 3)).strip() or phase
+                raise ClusterError(f"pod {ref.name} ended at once: {said}")
             found = pod_trouble(pod)
             why = why if found is None else found.message
             if found is not None and found.reason in _HOPELESS:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sftjob_operator.cluster.base import ClusterError, Manifest, Ref, ref_of
 from sftjob_operator.cluster.client import Duplex
-from sftjob_operator.cluster.local import environment, lock, node, volumes
+from sftjob_operator.cluster.local import environment, lock, node, supervise, volumes
 from sftjob_operator.cluster.local.cluster import LocalCluster
 from sftjob_operator.cluster.local.volumes import NotYetError
 
@@ -68,7 +68,10 @@ class LocalClient(LocalCluster):
 
     async def _has_ended(self, pod: Manifest) -> bool:
         now = await self.get(ref_of(pod))
-        return now is None or now.get("status", {}).get("phase") in ("Succeeded", "Failed")
+        if now is None or now.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+            return True
+        # Where nobody drives the cluster any more, its status stays behind.
+        return (self.kubelet.directory(pod) / supervise.EXIT_FILE).exists()
 
     @contextlib.asynccontextmanager
     async def attached(self, pod: Manifest) -> AsyncIterator[Duplex]:
