@@ -1,5 +1,6 @@
 """Attention document by document: logits and gradients are those of every document alone."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 
 from packed_models import LENGTHS, MODELS, gradients, network, packs
 from sft_trainer import attention
+from sft_trainer.errors import UserError
+from sft_trainer.model import load
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -78,3 +81,19 @@ def test_a_new_document_begins_where_positions_do_not_go_on() -> None:
 def test_a_new_document_begins_where_padding_does() -> None:
     assert attention.document_lengths(torch.tensor([True, True, False])) == [2, 1]
     assert attention.document_lengths(torch.tensor([True, True])) == [2]
+
+
+def test_the_attention_asked_for_is_loaded_or_refused(tmp_path: Path) -> None:
+    for kind in ("llama", "bloom"):
+        network(kind).save_pretrained(tmp_path / kind)
+
+    def loaded(kind: str, wanted: Any) -> str | None:
+        common: Any = {"adapters": None, "activation_checkpointing": "None", "zero3": None, "seed": 0}
+        found = load(tmp_path / kind, dtype=torch.float32, attention=wanted, **common)
+        return attention.implementation(found)
+
+    assert [loaded("llama", wanted) for wanted in (None, "SDPA", "Eager")] == ["sdpa", "sdpa", "eager"]
+    assert loaded("bloom", None) == "eager"
+    with pytest.raises(UserError, match=r"model\.attention is SDPA, .* set it to Eager") as refused:
+        loaded("bloom", "SDPA")
+    assert refused.value.reason == "AttentionUnsupported"

@@ -214,6 +214,11 @@ def test_what_is_missing_is_named(
     assert found is None if words is None else words in str(found)
 
 
+def test_dropout_of_attention_is_found_by_each_of_its_names() -> None:
+    config = transformers.AutoConfig.for_model("gpt2", attn_pdrop=0.1)
+    assert flash.heads_of(config) == flashkernels.Heads(12, 12, 64, None, 0.0, 0.1)
+
+
 def test_on_a_cpu_there_is_none() -> None:
     assert flash.find(network("llama"), torch.bfloat16, torch.device("cpu")) == Found(
         None, "it computes on GPUs only"

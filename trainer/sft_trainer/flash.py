@@ -18,6 +18,7 @@ from sft_trainer.flashkernels import Found, Heads, Kernel
 AT_ONCE = "varlen_per_document"
 _LARGEST_HEAD = 256
 _OLDEST_GPU = (8, 0)
+_DROPOUTS = ("attention_dropout", "attn_pdrop", "attn_dropout")  # what architectures call it
 
 
 def find(model: Any, dtype: torch.dtype, device: torch.device) -> Found:
@@ -60,7 +61,7 @@ def heads_of(config: PretrainedConfig) -> Heads:
         size=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
         window=getattr(text, "sliding_window", None),
         cap=float(getattr(text, "attn_logit_softcapping", None) or 0.0),
-        dropout=float(getattr(text, "attention_dropout", None) or 0.0),
+        dropout=max(float(getattr(text, name, None) or 0.0) for name in _DROPOUTS),
     )
 
 

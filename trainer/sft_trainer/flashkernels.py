@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 _TOLERANCE = 3e-2  # relative to the largest element; bf16 rounds to 4e-3
+_NOT_TORCH = "torch's own kernel has no capped scores and no dropout"
 _SIZES = (40, 24)  # tokens of the documents with which a kernel is tried
 
 
@@ -90,7 +91,7 @@ def of_package() -> Found:
 def of_torch(heads: Heads) -> Found:
     """That inside torch."""
     if heads.cap or heads.dropout:
-        return Found(None, "torch's own kernel has no capped scores and no dropout")
+        return Found(None, _NOT_TORCH)
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as error:
@@ -108,6 +109,8 @@ def of_torch(heads: Heads) -> Found:
         cap: float,
         dropout: float,
     ) -> torch.Tensor:
+        if cap or dropout:
+            raise ValueError(_NOT_TORCH)
         span = (-1 if window is None else window - 1, 0)
         grouped = query.shape[1] != key.shape[1]
         out: torch.Tensor = varlen_attn(  # type: ignore[assignment]
@@ -171,7 +174,7 @@ def _plain(
     """The same in the words of the definition, for documents of `_SIZES`."""
     groups = query.shape[1] // key.shape[1]
     rows = []
-    for q, k, v in zip(*(torch.split(tensor, _SIZES) for tensor in (query, key, value)), strict=True):
+    for q, k, v in zip(*(torch.split(tensor, list(_SIZES)) for tensor in (query, key, value)), strict=True):
         k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) * scale
         scores = cap * torch.tanh(scores / cap) if cap else scores
