@@ -112,6 +112,7 @@ def build(
         within(volume, config.model.directory),
         dtype=precision.dtype(chosen),
         adapters=config.training.lora if config.training.method == "LoRA" else None,
+        added=config.model.added_tokens,
         activation_checkpointing=config.deepspeed.activation_checkpointing,
         zero3=settings if partitioned else None,
         seed=config.training.seed,

@@ -122,6 +122,7 @@ class ModelSource(Contract):
     path: str | None = None
     uri: str | None = None
     chat_template: ChatTemplate | None = None
+    add_tokens: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _one(self) -> ModelSource:
@@ -181,6 +182,18 @@ class PrepareConfig(Contract):
     seed: int
 
 
+class TokenRange(Contract):
+    """Consecutive numbers of the vocabulary."""
+
+    first: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        """The number behind the last."""
+        return self.first + self.count
+
+
 class ModelFacts(Report):
     """What preparation found out about the model; input of the planner. Counts are of elements."""
 
@@ -197,6 +210,7 @@ class ModelFacts(Report):
     vocabulary_size: int
     max_positions: int | None = None
     tied_embeddings: bool
+    added_tokens: TokenRange | None = None  # by model.addTokens; they are part of the counts above
 
 
 class DataFacts(Report):
@@ -237,6 +251,7 @@ class TrainModel(Contract):
     directory: str
     resolved: str | None = None  # as in ModelFacts; an adapter names its base by it
     chat_template: ChatTemplate | None = None
+    added_tokens: TokenRange | None = None  # their embeddings are trained beside adapters
 
 
 class TrainData(Contract):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
-from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-from sft_trainer import recompute
-from sft_trainer.config import LoRA, Recompute
+from sft_trainer import partition, recompute
+from sft_trainer.config import LoRA, Recompute, TokenRange
 from sft_trainer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -24,36 +23,39 @@ def load(
     *,
     dtype: torch.dtype,
     adapters: LoRA | None,
+    added: TokenRange | None = None,
     activation_checkpointing: Recompute,
     zero3: dict[str, Any] | None,
     seed: int,
 ) -> Model:
     """The model in training form, on the CPU.
 
-    `zero3` is the DeepSpeed configuration when parameters are to be partitioned while they are loaded, so
-    that no rank ever holds the whole model. All ranks draw the same initial adapters from `seed`.
+    `zero3` is the DeepSpeed configuration when parameters are to be partitioned at once, so that no rank ever
+    holds the whole model; until then they have the type of their file, as which they take no memory. All ranks draw
+    the same initial adapters from `seed`. `added` are tokens whose embeddings are trained beside adapters.
 
     Raises:
         UserError: the folder does not hold a causal language model that transformers can load.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    keep_alive = HfDeepSpeedConfig(zero3) if zero3 is not None else None  # from_pretrained looks for it
-    model = _from_pretrained(directory, dtype)
-    del keep_alive
+    model = _from_pretrained(directory, dtype if zero3 is None else "auto")
     model.config.use_cache = False
     if adapters is not None:
         from sft_trainer import lora  # peft: only where it is needed
 
         torch.manual_seed(seed)
-        model = lora.add(model, adapters)
+        model = lora.add(model, adapters, added)
+    if zero3 is not None:
+        partition.partition(model, zero3, dtype)
+        model.config.dtype = dtype
     recompute.enable(model, activation_checkpointing)
     if adapters is not None and activation_checkpointing != "None":
         model.enable_input_require_grads()
     return model
 
 
-def _from_pretrained(directory: Path, dtype: torch.dtype) -> Model:
+def _from_pretrained(directory: Path, dtype: torch.dtype | Literal["auto"]) -> Model:
     last: Exception | None = None
     for attention in ("sdpa", "eager"):
         try:

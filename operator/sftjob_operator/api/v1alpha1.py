@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 from sftjob_operator.api.base import (
     ApiModel,
     HubUri,
+    NewToken,
     ObjectName,
     Passthrough,
     Quantity,
@@ -60,7 +61,16 @@ class ChatTemplate(ApiModel):
 class Model(ApiModel):
     """The base model: exactly one of `uri` and `path`."""
 
-    model_config = ConfigDict(json_schema_extra=rules(exactly_one_of("spec.model", "uri", "path")))
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            exactly_one_of("spec.model", "uri", "path"),
+            (
+                "!has(self.addTokens) || self.addTokens.all(token, "
+                "self.addTokens.exists_one(other, other == token))",
+                "spec.model.addTokens: a token is there twice, remove one of them",
+            ),
+        )
+    )
     uri: HubUri | None = Field(
         None, description="hf://<organisation>/<name>[@<revision>], downloaded once into the workspace."
     )
@@ -72,6 +82,11 @@ class Model(ApiModel):
     )
     chat_template: ChatTemplate | None = Field(
         None, description="Replaces the tokenizer's template, also in the export; absent = the tokenizer's."
+    )
+    add_tokens: Annotated[list[NewToken], Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description="Special tokens that the model is to learn, such as <|tool|>: one token each wherever they stand. "
+        "Their embeddings begin as the mean of all others, and are trained with LoRA, too.",
     )
 
 

@@ -23,7 +23,10 @@ def prepare_config(job: SFTJob) -> config.PrepareConfig:
     return config.PrepareConfig(
         job=_identity(job),
         model=config.ModelSource(
-            path=model.path, uri=model.uri, chat_template=_chat_template(model.chat_template)
+            path=model.path,
+            uri=model.uri,
+            chat_template=_chat_template(model.chat_template),
+            add_tokens=list(model.add_tokens or ()),
         ),
         data=config.DataConfig(
             train=[_source(index, source) for index, source in enumerate(data.train)],
@@ -54,6 +57,7 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
             directory=facts.model.directory,
             resolved=facts.model.resolved,
             chat_template=_chat_template(spec.model.chat_template),
+            added_tokens=facts.model.added_tokens,
         ),
         data=config.TrainData(
             cache=facts.data.cache, max_length=spec.data.max_length, packing=spec.data.packing

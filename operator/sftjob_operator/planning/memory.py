@@ -80,6 +80,9 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
     trained = (
         model.parameters if shape.lora_rank is None else model.lora_parameters_per_rank * shape.lora_rank
     )
+    if shape.lora_rank is not None and model.added_tokens is not None:
+        rows = model.added_tokens.count * model.hidden_size
+        trained += rows if model.tied_embeddings else 2 * rows
     parameters = model.parameters + (0 if shape.lora_rank is None else trained)
     share, stage = max(shape.world_size, 1), shape.zero_stage
     weights = parameters * size
@@ -132,8 +135,12 @@ def _logits(model: ModelFacts, shape: Shape, size: int) -> int:
     if model.architecture.startswith(_WHOLE_LOGITS):
         return whole + piece
     chunk = min(whole, _LOGITS_CHUNK[shape.accelerator])
-    head = 0 if shape.lora_rank is not None else model.vocabulary_size * model.hidden_size
-    return chunk + piece + head * (size if chunk == whole else size + 4)
+    head = model.vocabulary_size * model.hidden_size
+    gradient = head * (size if chunk == whole else size + 4)
+    if shape.lora_rank is not None:
+        # of trained rows the whole head's gradient, and peft's copy of it with them in it
+        gradient = 0 if model.added_tokens is None else gradient + head * size
+    return chunk + piece + gradient
 
 
 def _activations(model: ModelFacts, shape: Shape, size: int) -> int:

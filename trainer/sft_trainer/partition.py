@@ -1,0 +1,28 @@
+"""Cuts a loaded model into ZeRO-3's partitions, parameter by parameter, so that no rank ever has a copy of it all.
+
+transformers maps safetensors files: what it has "loaded" takes no memory before it is read, and translated names, tied
+weights and buffers are its own business. Each rank then reads a parameter, keeps its share and lets go of the rest.
+(Under ZeRO-3 transformers itself lets rank 0 read and broadcast the model, after DeepSpeed has broadcast the empty one.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+
+def partition(model: nn.Module, settings: dict[str, Any], dtype: torch.dtype) -> None:
+    """Make every parameter of `model` one of ZeRO-3's, in `dtype`. Every rank has to hold the same values.
+
+    `settings` is DeepSpeed's configuration. It is what DeepSpeed does with a model that is there already, but for the
+    broadcast of every parameter.
+    """
+    context = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings, dtype=dtype)
+    for parameter in model.parameters():
+        # A copy: a view would keep the whole file mapped, with every page that was ever written to.
+        parameter.data = parameter.data.to(context.local_device, dtype, copy=True)
+        context._convert_to_deepspeed_param(parameter)
+        parameter.partition()
