@@ -45,6 +45,10 @@ CASES = {
         },
         {"training": {"method": "LoRA", "lora": {"variant": "DoRA"}}, "deepspeed": {"zeroStage": 2}},
     ),
+    "training.method QLoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU": (
+        {"training": {"method": "QLoRA"}, "deepspeed": {"zeroStage": 3}},
+        {"training": {"method": "QLoRA"}, "deepspeed": {"zeroStage": 2}},
+    ),
     "model.addTokens with training.method LoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU": (
         {
             "model": {"path": "models/m", "addTokens": ["<|tool|>"]},

@@ -23,4 +23,4 @@ def test_under_zero_3_no_rank_ever_has_more_than_its_share_and_a_layer(
     seen = gang.call(loaded, 2, folder=str(folder), small=str(tiny.model(tmp_path / "small")), kind=kind)
     assert seen["wrong"] == []
     assert seen["held"] == pytest.approx(share * size, rel=0.01)
-    assert max(seen["peaks"]) < share * size + 24e6, seen["peaks"]
+    assert max(seen["peaks"]) < share * size + 32e6, seen["peaks"]

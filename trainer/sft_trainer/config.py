@@ -320,7 +320,7 @@ class Loss(Contract):
 class Training(Contract):
     """Hyper-parameters with every choice made: nothing is left to decide in the pod."""
 
-    method: Literal["Full", "LoRA"]
+    method: Literal["Full", "LoRA", "QLoRA"]
     lora: LoRA | None = None
     epochs: int | None = None
     max_steps: int | None = None
@@ -338,6 +338,11 @@ class Training(Contract):
     early_stopping: EarlyStopping | None = None
     precision: Precision | Literal["Auto"]  # Auto: only the pod sees the hardware
     seed: int
+
+    @property
+    def adapts(self) -> bool:
+        """Whether adapters are trained, and no other weights."""
+        return self.method != "Full"
 
     @model_validator(mode="after")
     def _one(self) -> Training:

@@ -8,7 +8,6 @@ and sees one gradient. It knows nothing of batches, and of models only where the
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -74,7 +73,6 @@ def _has_trained_rows(layer: Any) -> bool:
     return hasattr(layer, "get_merged_weights") and type(layer.get_base_layer()) is nn.Linear
 
 
-@functools.cache
 def _with_trained_rows(kind: type) -> type:
     def tensors(self: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         return self.get_merged_weights(self.active_adapters), self.get_base_layer().bias

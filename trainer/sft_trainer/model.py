@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
 
-from sft_trainer import partition, recompute
+from sft_trainer import partition, quantise, recompute
 from sft_trainer.config import LoRA, Recompute, TokenRange
 from sft_trainer.errors import UserError
 
@@ -24,6 +25,7 @@ def load(
     dtype: torch.dtype,
     adapters: LoRA | None,
     added: TokenRange | None = None,
+    quantised: bool = False,
     activation_checkpointing: Recompute,
     zero3: dict[str, Any] | None,
     seed: int,
@@ -33,13 +35,19 @@ def load(
     `zero3` is the DeepSpeed configuration when parameters are to be partitioned at once, so that no rank ever
     holds the whole model; until then they have the type of their file, as which they take no memory. All ranks draw
     the same initial adapters from `seed`. `added` are tokens whose embeddings are trained beside adapters.
+    `quantised`: the frozen weights in four bits.
 
     Raises:
         UserError: the folder does not hold a causal language model that transformers can load.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    model = _from_pretrained(directory, dtype if zero3 is None else "auto")
+    more: dict[str, Any] = {}
+    if quantised:
+        more["quantization_config"] = quantise.settings(dtype)
+        if torch.cuda.is_available():
+            more["device_map"] = {"": torch.cuda.current_device()}  # where it is quantised
+    model = _from_pretrained(directory, dtype if zero3 is None else "auto", more)
     model.config.use_cache = False
     if adapters is not None:
         from sft_trainer import lora  # peft: only where it is needed
@@ -55,12 +63,12 @@ def load(
     return model
 
 
-def _from_pretrained(directory: Path, dtype: torch.dtype | Literal["auto"]) -> Model:
+def _from_pretrained(directory: Path, dtype: torch.dtype | Literal["auto"], more: dict[str, Any]) -> Model:
     last: Exception | None = None
     for attention in ("sdpa", "eager"):
         try:
             return transformers.AutoModelForCausalLM.from_pretrained(
-                str(directory), dtype=dtype, attn_implementation=attention, local_files_only=True
+                str(directory), dtype=dtype, attn_implementation=attention, local_files_only=True, **more
             )
         except (ValueError, ImportError, OSError) as error:
             if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
@@ -77,7 +85,14 @@ def _line(error: Exception | None) -> str:
     return str(error).strip().splitlines()[0][:400] if error else "unknown reason"
 
 
+def _elements(parameter: Any) -> int:
+    packed = getattr(parameter, "quant_state", None)
+    return (
+        prod(packed.shape) if packed is not None else int(getattr(parameter, "ds_numel", parameter.numel()))
+    )
+
+
 def counts(model: Model) -> tuple[int, int]:
-    """(all parameters, trainable parameters) in elements, also where ZeRO-3 has partitioned them."""
-    sizes = [(int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for p in model.parameters()]
+    """(all parameters, trainable parameters) in elements, also where they are partitioned or in four bits."""
+    sizes = [(_elements(p), p.requires_grad) for p in model.parameters()]
     return sum(n for n, _ in sizes), sum(n for n, trainable in sizes if trainable)

@@ -21,7 +21,8 @@ def partition(model: nn.Module, settings: dict[str, Any], dtype: torch.dtype) ->
     broadcast of every parameter.
     """
     context = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings, dtype=dtype)
-    for parameter in model.parameters():
+    parameters: list[Any] = list(model.parameters())  # tied ones once
+    for parameter in parameters:
         # A copy: a view would keep the whole file mapped, with every page that was ever written to.
         parameter.data = parameter.data.to(context.local_device, dtype, copy=True)
         context._convert_to_deepspeed_param(parameter)

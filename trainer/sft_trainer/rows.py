@@ -53,7 +53,7 @@ def extend(source: Path, target: Path, names: Collection[str], first: int, count
             else:
                 old.seek(start + begin)
                 _copy(old, new, end - begin)
-    return place - max(entry["data_offsets"][1] for _, entry in entries)
+    return place - int(max(entry["data_offsets"][1] for _, entry in entries))
 
 
 def _rows(source: Path, offset: int, entry: dict[str, Any], new: BinaryIO, first: int, count: int) -> None:

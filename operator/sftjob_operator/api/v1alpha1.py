@@ -306,8 +306,8 @@ class Training(ApiModel):
         json_schema_extra=rules(
             at_most_one_of("spec.training", "epochs", "maxSteps", "maxTokens"),
             (
-                "!has(self.lora) || (has(self.method) && self.method == 'LoRA')",
-                "spec.training.lora needs spec.training.method: LoRA",
+                "!has(self.lora) || (has(self.method) && self.method != 'Full')",
+                "spec.training.lora needs spec.training.method: LoRA or QLoRA",
             ),
             (
                 "!has(self.scheduler) || !has(self.scheduler.minLearningRate) || "
@@ -318,8 +318,12 @@ class Training(ApiModel):
             ),
         )
     )
-    method: Literal["Full", "LoRA"] = Field("Full", description="Which weights are trained. Default Full.")
-    lora: LoRA | None = Field(None, description="Settings of method LoRA.")
+    method: Literal["Full", "LoRA", "QLoRA"] = Field(
+        "Full",
+        description="Which weights are trained: all, or adapters; of QLoRA the frozen ones are kept in four bits. Default "
+        "Full.",
+    )
+    lora: LoRA | None = Field(None, description="Settings of methods LoRA and QLoRA.")
     epochs: Annotated[int, Field(ge=1, le=10000)] | None = Field(
         None, description="Passes over the data; or maxSteps, or maxTokens. Default 1 where none is set."
     )
@@ -654,8 +658,8 @@ class Spec(ApiModel):
         json_schema_extra=rules(
             (
                 "!has(self.export) || !has(self.export.format) || self.export.format == 'Merged' || "
-                "(has(self.training) && has(self.training.method) && self.training.method == 'LoRA')",
-                "spec.export.format Adapter and Both need spec.training.method: LoRA",
+                "(has(self.training) && has(self.training.method) && self.training.method != 'Full')",
+                "spec.export.format Adapter and Both need spec.training.method: LoRA or QLoRA",
             ),
             (
                 f"!({_EVALUATES}) || has(self.data.eval)",

@@ -75,6 +75,14 @@ ROWS = (
         lambda spec, wanted: is_dora(spec) and (wanted.zero_stage == 3 or wanted.offload_parameters == "CPU"),
     ),
     Row(
+        "training.method QLoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU",
+        "stage 3 cuts weights into parts, which four-bit ones, packed by blocks, cannot be",
+        "set deepspeed.zeroStage to 2 or lower, or training.method to LoRA",
+        lambda spec, wanted: (
+            spec.training.method == "QLoRA" and (wanted.zero_stage == 3 or wanted.offload_parameters == "CPU")
+        ),
+    ),
+    Row(
         "model.addTokens with training.method LoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU",
         "their rows are trained inside embeddings, which stage 3 partitions",
         "set deepspeed.zeroStage to 2 or lower, or training.method to Full",

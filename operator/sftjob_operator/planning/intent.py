@@ -86,7 +86,7 @@ def _zero_stage(spec: Spec, raw: Mapping[str, Any]) -> int | None:
 
 def _highest_stage(spec: Spec) -> int:
     """The highest ZeRO stage at which this method works (combinations)."""
-    return 2 if is_dora(spec) or trains_rows(spec) else 3
+    return 2 if is_dora(spec) or trains_rows(spec) or spec.training.method == "QLoRA" else 3
 
 
 def is_dora(spec: Spec) -> bool:

@@ -33,6 +33,8 @@ _WHOLE_LOGITS = (
     "NanoChat",
     "HyperCLOVAX",
 )
+# Bytes of a weight in four bits: a scale for 64 of them in eight bits, for 256 of those one in fp32 (QLoRA, section 3).
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 _SLACK = {"gpu": 0.08, "cpu": 0.20}  # of everything: fragmentation of the allocator
 
 
@@ -51,6 +53,8 @@ class Shape:
     """None = all weights are trained."""
     offload_optimizer: Offload = "None"
     offload_parameters: Offload = "None"
+    quantised: bool = False
+    """The frozen linear layers in four bits (QLoRA)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,10 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
     parameters = model.parameters + (0 if shape.lora_rank is None else trained)
     share, stage = max(shape.world_size, 1), shape.zero_stage
     weights = parameters * size
+    if shape.quantised:
+        linear = model.parameters - model.embedding_parameters
+        # four bits, and what they are multiplied by; one matrix at a time as it computes
+        weights -= int(linear * (size - _NF4)) - model.hidden_size * model.intermediate_size * size
     if stage == 3:
         weights = weights // share + _gathered(model) * size
     largest = model.vocabulary_size * model.hidden_size
