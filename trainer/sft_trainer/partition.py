@@ -23,7 +23,7 @@ def partition(model: nn.Module, settings: dict[str, Any], dtype: torch.dtype) ->
     context = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings, dtype=dtype)
     parameters: list[Any] = list(model.parameters())  # tied ones once
     for parameter in parameters:
-        # A copy: a view would keep the whole file mapped, with every page that was ever written to.
-        parameter.data = parameter.data.to(context.local_device, dtype, copy=True)
+        # On a CPU, in the file's own type, this is the mapped file itself: only the share is ever copied.
+        parameter.data = parameter.data.to(context.local_device, dtype)
         context._convert_to_deepspeed_param(parameter)
         parameter.partition()
