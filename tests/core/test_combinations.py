@@ -58,6 +58,18 @@ CASES = {
         },
         {"training": {"method": "LoRA", "lora": {"variant": "DoRA"}}, "deepspeed": {"zeroStage": 2}},
     ),
+    "training.method QLoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU": (
+        {"training": {"method": "QLoRA"}, "deepspeed": {"zeroStage": 3}},
+        {"training": {"method": "QLoRA"}, "deepspeed": {"zeroStage": 2}},
+    ),
+    "model.addTokens with training.method LoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU": (
+        {
+            "model": {"path": "models/m", "addTokens": ["<|tool|>"]},
+            "training": {"method": "LoRA"},
+            "deepspeed": {"zeroStage": 3},
+        },
+        {"model": {"path": "models/m", "addTokens": ["<|tool|>"]}, "deepspeed": {"zeroStage": 3}},
+    ),
     "deepspeed.config.zero_optimization.zero_hpz_partition_size and any zeroStage but 3": (
         {"workers": GPU, "deepspeed": {"config": {"zero_optimization": {"zero_hpz_partition_size": 2}}}},
         {"workers": GPU, "deepspeed": {"config": {"zero_optimization": {"zero_hpz_partition_size": 1}}}},

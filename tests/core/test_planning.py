@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sft_trainer.config import ModelFacts
+from sft_trainer.config import ModelFacts, TokenRange
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.advice import fits_message, no_fit_message
 from sftjob_operator.planning.hardware import Hardware, gibibytes, mebibytes, quantity_bytes
@@ -69,6 +69,23 @@ def bytes_per_parameter(memory: Memory) -> float:
 def test_states_are_those_of_the_zero_paper_with_fp32_accumulation(stage, precision, expected):
     memory = estimate(LLAMA_8B, shape(zero_stage=stage, precision=precision))
     assert bytes_per_parameter(memory) == pytest.approx(expected, rel=1e-6)
+
+
+def test_qlora_keeps_linear_layers_in_half_a_byte_and_their_scales():
+    memory = estimate(LLAMA_8B, shape(lora_rank=16, quantised=True))
+    linear = LLAMA_8B.parameters - LLAMA_8B.embedding_parameters
+    others = LLAMA_8B.embedding_parameters + 16 * LLAMA_8B.lora_parameters_per_rank
+    computing = 4096 * 14336 * 2  # one matrix, as it is multiplied
+    expected = linear * (0.5 + 1 / 64 + 1 / 4096) + 2 * others + computing
+    assert memory.weights == pytest.approx(expected, rel=1e-6)
+
+
+def test_rows_of_added_tokens_are_trained_beside_adapters():
+    longer = LLAMA_8B.model_copy(update={"added_tokens": TokenRange(first=128_000, count=10)})
+    plain, rows = (estimate(facts, shape(lora_rank=16)) for facts in (LLAMA_8B, longer))
+    assert rows.optimizer - plain.optimizer == 2 * 10 * 4096 * 12
+    head = 128_256 * 4096
+    assert rows.logits - plain.logits == head * (2 + 2)  # a copy of the head, and its gradient
 
 
 def test_stage_3_divides_the_weights_and_holds_the_gathered_part_whole():
@@ -337,7 +354,7 @@ def test_what_does_not_fit_is_said_with_every_way_out():
     assert "but there are 24.0 GiB" in words
     assert "GiB per GPU at least (ZeRO-1, micro-batch 1 with activation checkpointing)" in words
     assert words.endswith(
-        "it would fit with spec.training.method: LoRA and spec.deepspeed.zeroStage left to the planner or "
+        "it would fit with spec.training.method: QLoRA or "
         "spec.deepspeed.offloadOptimizer: CPU and spec.deepspeed.zeroStage left to the planner and "
         "spec.workers.resources.limits.memory: 166572Mi"
     )

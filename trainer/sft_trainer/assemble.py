@@ -111,7 +111,9 @@ def build(
     network = model.load(
         within(volume, config.model.directory),
         dtype=precision.dtype(chosen),
-        adapters=config.training.lora if config.training.method == "LoRA" else None,
+        adapters=config.training.lora if config.training.adapts else None,
+        added=config.model.added_tokens,
+        quantised=config.training.method == "QLoRA",
         activation_checkpointing=config.deepspeed.activation_checkpointing,
         zero3=settings if partitioned else None,
         seed=config.training.seed,

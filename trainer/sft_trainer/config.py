@@ -123,6 +123,7 @@ class ModelSource(Contract):
     path: str | None = None
     uri: str | None = None
     chat_template: ChatTemplate | None = None
+    add_tokens: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _one(self) -> ModelSource:
@@ -183,6 +184,18 @@ class PrepareConfig(Contract):
     seed: int
 
 
+class TokenRange(Contract):
+    """Consecutive numbers of the vocabulary."""
+
+    first: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        """The number behind the last."""
+        return self.first + self.count
+
+
 class ModelFacts(Report):
     """What preparation found out about the model; input of the planner. Counts are of elements."""
 
@@ -199,6 +212,7 @@ class ModelFacts(Report):
     vocabulary_size: int
     max_positions: int | None = None
     tied_embeddings: bool
+    added_tokens: TokenRange | None = None  # by model.addTokens; they are part of the counts above
 
 
 class DataFacts(Report):
@@ -242,6 +256,7 @@ class TrainModel(Contract):
     resolved: str | None = None  # as in ModelFacts; an adapter names its base by it
     attention: Attention | None = None  # None: only the pod sees what there is
     chat_template: ChatTemplate | None = None
+    added_tokens: TokenRange | None = None  # their embeddings are trained beside adapters
 
 
 class TrainData(Contract):
@@ -310,7 +325,7 @@ class Loss(Contract):
 class Training(Contract):
     """Hyper-parameters with every choice made: nothing is left to decide in the pod."""
 
-    method: Literal["Full", "LoRA"]
+    method: Literal["Full", "LoRA", "QLoRA"]
     lora: LoRA | None = None
     epochs: int | None = None
     max_steps: int | None = None
@@ -328,6 +343,11 @@ class Training(Contract):
     early_stopping: EarlyStopping | None = None
     precision: Precision | Literal["Auto"]  # Auto: only the pod sees the hardware
     seed: int
+
+    @property
+    def adapts(self) -> bool:
+        """Whether adapters are trained, and no other weights."""
+        return self.method != "Full"
 
     @model_validator(mode="after")
     def _one(self) -> Training:

@@ -46,6 +46,8 @@ _NO_MASK = (
     "OPTForCausalLM",
 )
 _EAGER = ("Gemma2", "Bloom")  # transformers has nothing but eager attention for them
+# Bytes of a weight in four bits: a scale for 64 of them in eight bits, for 256 of those one in fp32 (QLoRA, section 3).
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 _SLACK = {"gpu": 0.08, "cpu": 0.20}  # of everything: fragmentation of the allocator
 
 
@@ -66,6 +68,8 @@ class Shape:
     offload_parameters: Offload = "None"
     attention: Attention | None = None
     """None = the pods choose."""
+    quantised: bool = False
+    """The frozen linear layers in four bits (QLoRA)."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,16 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
     trained = (
         model.parameters if shape.lora_rank is None else model.lora_parameters_per_rank * shape.lora_rank
     )
+    if shape.lora_rank is not None and model.added_tokens is not None:
+        rows = model.added_tokens.count * model.hidden_size
+        trained += rows if model.tied_embeddings else 2 * rows
     parameters = model.parameters + (0 if shape.lora_rank is None else trained)
     share, stage = max(shape.world_size, 1), shape.zero_stage
     weights = parameters * size
+    if shape.quantised:
+        linear = model.parameters - model.embedding_parameters
+        # four bits, and what they are multiplied by; one matrix at a time as it computes
+        weights -= int(linear * (size - _NF4)) - model.hidden_size * model.intermediate_size * size
     if stage == 3:
         weights = weights // share + _gathered(model) * size
     largest = model.vocabulary_size * model.hidden_size
@@ -147,8 +158,12 @@ def _logits(model: ModelFacts, shape: Shape, size: int) -> int:
     if model.architecture.startswith(_WHOLE_LOGITS):
         return whole + piece
     chunk = min(whole, _LOGITS_CHUNK[shape.accelerator])
-    head = 0 if shape.lora_rank is not None else model.vocabulary_size * model.hidden_size
-    return chunk + piece + head * (size if chunk == whole else size + 4)
+    head = model.vocabulary_size * model.hidden_size
+    gradient = head * (size if chunk == whole else size + 4)
+    if shape.lora_rank is not None:
+        # of trained rows the whole head's gradient, and peft's copy of it with them in it
+        gradient = 0 if model.added_tokens is None else gradient + head * size
+    return chunk + piece + gradient
 
 
 def _activations(model: ModelFacts, shape: Shape, size: int) -> int:
