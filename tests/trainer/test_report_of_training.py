@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -20,9 +21,9 @@ from sft_trainer.data.cache import TokenCache
 from sft_trainer.launcher.aftermath import Aftermath
 from sft_trainer.launcher.supervisor import Settings
 from sft_trainer.layout import JobFolder
-from sft_trainer.report import story
+from sft_trainer.report import page, story
 from sft_trainer.report.collect import collect
-from sft_trainer.samples import Samples
+from sft_trainer.samples import Sample, Samples
 
 pytestmark = pytest.mark.processes
 
@@ -85,6 +86,20 @@ def test_a_browser_shows_every_figure_and_asks_nobody(restarted: gang.Job, dark:
     assert seen.width <= 800  # nothing sticks out
     assert "Finished" in seen.text
     assert "Answers before and after" in seen.text
+
+
+def test_a_browser_shows_scripts_of_models_as_words(restarted: gang.Job, tmp_path: Path) -> None:
+    evil = (
+        "<script>document.title = 'taken'; console.error('ran')</script><img src=x onerror=console.error(1)>"
+    )
+    answer = Sample(prompt=evil, reference=evil, before=evil, after=evil)
+    material = dataclasses.replace(collect(restarted.folder), samples=Samples(samples=[answer], note=evil))
+    (tmp_path / "report.html").write_text(page.render(material, 0.0))
+    seen = browser.look(tmp_path / "report.html")
+    assert not seen.complaints  # of the script, nor of the policy that would have refused it
+    assert not seen.requests
+    assert seen.text.count(evil) == 5
+    assert len(seen.images) == 6
 
 
 def test_a_restart_leaves_one_curve_and_is_told(restarted: gang.Job) -> None:
