@@ -21,7 +21,7 @@ import pytest
 import chat_templates as T
 from preparing import CHAT, Room, chat
 from sft_trainer import prepare
-from sft_trainer.config import DataFacts, Outcome
+from sft_trainer.config import DataFacts, Outcome, Prepared
 
 
 @pytest.fixture
@@ -84,6 +84,14 @@ def test_every_file_format_gives_the_same_tokens(room: Room) -> None:
 def test_rows_may_be_inline(room: Room) -> None:
     lines = f"{json.dumps(CHAT)}\n\n{json.dumps(CHAT)}"
     assert facts(room.run(train=[{"name": "0", "inline": lines}])).rows == 2
+
+
+def test_the_report_will_know_where_rows_came_from_but_not_what_was_inline(room: Room) -> None:
+    outcome = room.run(train=[{"name": "quick", "inline": json.dumps(CHAT)}])
+    left = Prepared.model_validate_json((room.workspace / "jobs" / "job" / "prepared.json").read_bytes())
+    assert left.config.data.train[0].name == "quick"
+    assert left.config.data.train[0].inline == ""
+    assert left.result == outcome.prepare
 
 
 def test_long_rows_are_cut_at_the_end_and_counted(room: Room) -> None:

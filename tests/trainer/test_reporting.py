@@ -11,21 +11,25 @@ import psutil
 import pytest
 
 from sft_trainer.config import CheckpointFact, Progress
+from sft_trainer.listening import Audience, Listener
 from sft_trainer.metrics import Metrics
 from sft_trainer.progress import ProgressFile, read_progress
 from sft_trainer.reporting import Journal, Reporter, StepFacts, duration
 from sft_trainer.starting import Start
 
 
-def reporter(folder: Path, journal: Journal | None = None, *, speaks: bool = True) -> Reporter:
+def reporter(
+    folder: Path, journal: Journal | None = None, *listeners: Listener, speaks: bool = True
+) -> Reporter:
     return Reporter(
         speaks=speaks,
         progress=Progress(attempt=1, run_id="run", state="Starting", time="t"),
         file=ProgressFile(folder / "progress.json"),
-        report=folder / "report",
+        curves=folder / "report" / "metrics.jsonl",
         metrics=Metrics(sftjob="job", attempt=1, rank=0),
         journal=journal or Journal(),
         start=Start(),
+        audience=Audience(listeners),
     )
 
 

@@ -241,6 +241,13 @@ class PrepareResult(Report):
     data: DataFacts
 
 
+class Prepared(Report):
+    """`jobs/<name>/prepared.json`: what a preparation was asked and what it found, without inline rows."""
+
+    config: PrepareConfig
+    result: PrepareResult
+
+
 # --------------------------------------------------------------------------- training
 
 Precision = Literal["bf16", "fp16", "fp32"]  # what a run computes in
@@ -395,6 +402,15 @@ class Evaluation(Contract):
     period_steps: int | None = None
     period_seconds: int | None = None
     period_epochs: float | None = None
+    samples: int = 0  # held-out prompts that base and result answer for the report
+
+
+class Planned(Contract):
+    """What the planner expected of one rank, for the report to compare with the truth."""
+
+    memory_bytes: int
+    available_bytes: int | None = None  # None = not known
+    decided: list[str] = Field(default_factory=list)  # fields that the spec left open
 
 
 class Export(Contract):
@@ -419,6 +435,7 @@ class TrainConfig(Contract):
     checkpoint: Checkpointing
     evaluation: Evaluation
     export: Export
+    planned: Planned | None = None
     keep_freed_memory: bool = (
         False  # CPU ranks: the allocator gives nothing back; faster, and a quarter larger
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -14,7 +15,6 @@ from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
 from sft_trainer.loss import supervised_loss
 from sft_trainer.prefetch import Prefetch
-from sft_trainer.stopping import StopSignal
 
 _LARGEST_EXPONENT = 700.0  # exp of more is infinite, which JSON cannot say
 
@@ -27,12 +27,21 @@ class Evaluation:
     seconds: float
 
 
+class Stop(Protocol):
+    """Says when to give up."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether to stop before the end."""
+        ...
+
+
 def perplexity(loss: float) -> float:
     """exp(loss)."""
     return math.exp(min(loss, _LARGEST_EXPONENT))
 
 
-def evaluate(engine: Engine, rows: Rows, plan: Plan, world: World, stop: StopSignal) -> Evaluation | None:
+def evaluate(engine: Engine, rows: Rows, plan: Plan, world: World, stop: Stop) -> Evaluation | None:
     """One pass over `rows` in the batches of `plan`. Collective.
 
     None where nothing is supervised, or when the group was asked to stop before the end.

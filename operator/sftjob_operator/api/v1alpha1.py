@@ -633,6 +633,11 @@ class Evaluation(ApiModel):
     period_epochs: Annotated[float, Field(gt=0, le=10000)] | None = Field(
         None, description="Every so many passes over the data; 0.5 = twice in each."
     )
+    samples: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None,
+        description="Held-out prompts to which the report shows the answers of the base model and of the "
+        "result; 0 = none, for data that must not leave the volume. Default 3 with spec.data.eval.",
+    )
 
 
 class Export(ApiModel):
@@ -688,6 +693,11 @@ class Spec(ApiModel):
                 "!has(self.deepspeed.zeroStage) || self.deepspeed.zeroStage != 3",
                 "spec.training.lora.variant: DoRA takes norms of whole weights, which ZeRO stage 3 partitions: set "
                 "spec.deepspeed.zeroStage to 2 or lower, or use RSLoRA",
+            ),
+            (
+                "!has(self.evaluation) || !has(self.evaluation.samples) || self.evaluation.samples == 0 || "
+                "has(self.data.eval)",
+                "spec.evaluation.samples are prompts of held-out rows: set spec.data.eval",
             ),
             _needs_evaluations(_STOPS_EARLY, "spec.training.earlyStopping"),
             _needs_evaluations(
