@@ -184,14 +184,6 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def peak_memory_bytes() -> int:
-    """Highest memory of this rank so far: of its GPU, or of the process where it has none."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return int(torch.cuda.max_memory_reserved())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _check_room() -> None:
     """OSError where the folder of the metric files is full.
 
