@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import tiny
 from local.local_bench import ROOT, Bench, finish, until
 from sftjob_operator.cli import app
 from sftjob_operator.cli.errors import CliError
@@ -193,3 +194,18 @@ def test_what_only_the_volume_has_is_read_by_the_trainers_own_program(
     assert "has no pods of attempt 7" in str(invoke("logs", "bot", "--attempt", "7", *state).exception)
     assert invoke("checkpoints", "bot", "--verify", *state).exit_code == 0
     assert "holds no config.json" in str(invoke("chat", "bot", "-q", "hi", *state).exception)
+
+
+@pytest.mark.processes
+def test_the_exported_model_and_its_base_answer_word_by_word(bench: Bench):
+    bench.env = {"FAKE_STEPS": "1"}
+    assert bench.run()[0] == 0
+    tiny.model(bench.workspace / "models" / "base", seed=1)
+    tiny.model(bench.job_folder / "export", seed=2)
+    words = ("--base", "--max-new-tokens", "3", "--state", str(bench.state))
+    done = invoke("chat", "bot", "-q", "hi", "-q", "who?", "-o", "json", *words)
+    assert done.exit_code == 0, done.output + str(done.exception)
+    first, second = map(json.loads, done.output.splitlines())
+    assert [first["question"], second["question"]] == ["hi", "who?"]
+    assert set(first) == {"question", "base", "tuned"}
+    assert first["base"] != first["tuned"], "two models"
