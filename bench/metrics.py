@@ -28,7 +28,9 @@ RANKS, SCRAPES, STEPS = 8, 30, 24
 WRITER = """
 from sft_trainer.metrics import Metrics
 metrics = Metrics(sftjob="bot", attempt=1, rank=rank)
-metrics.started(total_steps=10**6, resumed_from_step=0, precision="bf16", version="0", peak_flops=1e15)
+metrics.started(
+    total_steps=10**6, resumed_from_step=0, precision="bf16", version="0", attention="SDPA", peak_flops=1e15
+)
 metrics.start({phase: 1.0 for phase in ("imports", "rendezvous", "weights", "engine", "first step")})
 metrics.evaluation(loss=1.0, seconds=1.0, perplexity=2.7)
 phases = {phase: 0.1 for phase in ("data_wait", "rank_wait", "forward", "backward", "optimizer")}
