@@ -16,6 +16,18 @@ DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "planning.md").read_t
 
 # Of every row: what meets it, and what is next to it and works.
 CASES = {
+    "model.attention FlashAttention and workers.gpusPerNode 0": (
+        {"workers": CPU, "model": {"path": "models/tiny", "attention": "FlashAttention"}},
+        {"workers": CPU, "model": {"path": "models/tiny", "attention": "SDPA"}},
+    ),
+    "model.attention FlashAttention and training.precision fp32": (
+        {
+            "workers": GPU,
+            "model": {"path": "models/tiny", "attention": "FlashAttention"},
+            "training": {"precision": "fp32"},
+        },
+        {"workers": GPU, "model": {"path": "models/tiny", "attention": "FlashAttention"}},
+    ),
     "training.precision fp16 and workers.gpusPerNode 0": (
         {"workers": CPU, "training": {"precision": "fp16"}},
         {"workers": GPU, "training": {"precision": "fp16"}},

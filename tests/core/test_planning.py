@@ -113,7 +113,7 @@ def test_adapters_need_gradients_and_optimizer_for_themselves_only():
 
 def test_activations_by_hand():
     memory = estimate(SMALL, shape(max_length=100, precision="fp32"))
-    layer = 100 * (4 * (8 * 576 + 4 * 1536) + 8 * 576) + 2 * 4 * 100 * 100
+    layer = 100 * (4 * (8 * 576 + 4 * 1536) + 8 * 576)
     assert memory.activations == 30 * layer
     whole = estimate(SMALL, shape(max_length=100, precision="fp32", checkpointing="Full"))
     assert whole.activations == 100 * 30 * 4 * 576 + layer
@@ -121,16 +121,33 @@ def test_activations_by_hand():
     assert part.activations == 100 * 30 * 4 * (7 * 576 + 2 * 1536) + layer
 
 
+def test_what_grows_with_the_square_of_the_length_depends_on_the_attention():
+    def more(architecture: str, **over) -> int:
+        facts = SMALL.model_copy(update={"architecture": architecture})
+        at = shape(max_length=100, **over)
+        return estimate(facts, at).activations - estimate(SMALL, replace(at, attention=None)).activations
+
+    assert SMALL.architecture == "LlamaForCausalLM"
+    assert more("LlamaForCausalLM", attention="SDPA") == 0
+    assert more("MistralForCausalLM") == 30 * 2 * 2 * 100**2, "its windows need a mask"
+    scores = 9 * 100**2
+    assert more("LlamaForCausalLM", attention="Eager") == 30 * 6 * scores + 6 * scores
+    assert more("LlamaForCausalLM", attention="Eager", precision="fp32") == 30 * 4 * scores + 8 * scores
+    assert more("LlamaForCausalLM", attention="Eager", checkpointing="Full") == 12 * scores
+    assert more("Gemma2ForCausalLM") == more("LlamaForCausalLM", attention="Eager")
+    assert more("Gemma2ForCausalLM", attention="FlashAttention") == 30 * 2 * 2 * 100**2
+
+
 @pytest.mark.parametrize(
     ("length", "checkpointing", "measured"),
-    [(512, "None", 2.45), (2048, "None", 6.12), (2048, "Full", 2.78)],
+    [(512, "None", 2.22), (2048, "None", 4.49), (2048, "Full", 2.97)],
 )
 def test_the_estimate_covers_what_was_measured_and_not_much_more(length, checkpointing, measured):
     """Peak resident GiB of forward and backward of SmolLM2-135M in fp32 on a CPU (docs/planning.md)."""
     values = {"world_size": 1, "precision": "fp32", "accelerator": "cpu"}
     memory = estimate(SMALL, shape(max_length=length, checkpointing=checkpointing, **values))
     without_optimizer = (memory.total - memory.optimizer * 1.2) / GIB
-    assert measured <= without_optimizer <= measured * 1.5
+    assert measured <= without_optimizer <= measured * 1.6
 
 
 def test_logits_are_those_of_a_chunk_beside_the_gradient_of_the_head():

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from sft_trainer import partition, quantise, recompute
-from sft_trainer.config import LoRA, Recompute, TokenRange
+from sft_trainer.config import Attention, LoRA, Recompute, TokenRange
 from sft_trainer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -29,16 +29,18 @@ def load(
     activation_checkpointing: Recompute,
     zero3: dict[str, Any] | None,
     seed: int,
+    attention: Attention | None = None,
 ) -> Model:
     """The model in training form, on the CPU.
 
     `zero3` is the DeepSpeed configuration when parameters are to be partitioned at once, so that no rank ever
     holds the whole model; until then they have the type of their file, as which they take no memory. All ranks draw
     the same initial adapters from `seed`. `added` are tokens whose embeddings are trained beside adapters.
-    `quantised`: the frozen weights in four bits.
+    `quantised`: the frozen weights in four bits. `attention` is the one asked for; selfcheck.py makes of it, or of what
+    is loaded without, what is used.
 
     Raises:
-        UserError: the folder does not hold a causal language model that transformers can load.
+        UserError: the folder does not hold a causal language model that transformers can load, or not one with SDPA.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -47,7 +49,7 @@ def load(
         more["quantization_config"] = quantise.settings(dtype)
         if torch.cuda.is_available():
             more["device_map"] = {"": torch.cuda.current_device()}  # where it is quantised
-    model = _from_pretrained(directory, dtype if zero3 is None else "auto", more)
+    model = _from_pretrained(directory, dtype if zero3 is None else "auto", attention, more)
     model.config.use_cache = False
     if adapters is not None:
         from sft_trainer import lora  # peft: only where it is needed
@@ -63,16 +65,24 @@ def load(
     return model
 
 
-def _from_pretrained(directory: Path, dtype: torch.dtype | Literal["auto"], more: dict[str, Any]) -> Model:
+def _from_pretrained(
+    directory: Path, dtype: torch.dtype | Literal["auto"], attention: Attention | None, more: dict[str, Any]
+) -> Model:
     last: Exception | None = None
-    for attention in ("sdpa", "eager"):
+    for implementation in ("eager",) if attention == "Eager" else ("sdpa", "eager"):
         try:
             return transformers.AutoModelForCausalLM.from_pretrained(
-                str(directory), dtype=dtype, attn_implementation=attention, local_files_only=True, **more
+                str(directory), dtype=dtype, attn_implementation=implementation, local_files_only=True, **more
             )
         except (ValueError, ImportError, OSError) as error:
-            if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
-                logger.info("this architecture has no SDPA attention; using eager")
+            if implementation == "sdpa" and "scaled_dot_product_attention" in str(error):
+                if attention == "SDPA":
+                    raise UserError(
+                        "AttentionUnsupported",
+                        "model.attention is SDPA, which transformers does not have for this architecture: set it to "
+                        "Eager, or remove it to have it chosen",
+                    ) from error
+                logger.info("this architecture has no SDPA attention in transformers")
                 continue
             last = error
             break

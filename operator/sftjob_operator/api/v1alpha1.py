@@ -80,6 +80,11 @@ class Model(ApiModel):
     secret_ref: SecretRef | None = Field(
         None, description="All its keys (HF_TOKEN) become environment of the prepare pod, and of no other."
     )
+    attention: Literal["FlashAttention", "SDPA", "Eager"] | None = Field(
+        None,
+        description="How attention is computed. Absent = FlashAttention on GPUs that can, in bf16 and fp16; else SDPA, "
+        "each document on its own; Eager where the architecture has no other.",
+    )
     chat_template: ChatTemplate | None = Field(
         None, description="Replaces the tokenizer's template, also in the export; absent = the tokenizer's."
     )
@@ -148,12 +153,24 @@ class EvalData(ApiModel):
 class Data(ApiModel):
     """What is learned and how it becomes tokens."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.minLength) || self.minLength <= (has(self.maxLength) ? self.maxLength : 2048)",
+                "spec.data.minLength must not exceed spec.data.maxLength, or no row is left",
+            )
+        )
+    )
     train: Annotated[list[DataSource], Field(min_length=1, max_length=32)] = Field(
         description="Sources of training rows, read one after another."
     )
     eval: EvalData | None = Field(None, description="Rows for the evaluation loss; absent = no evaluation.")
     max_length: Annotated[int, Field(ge=16, le=1048576)] = Field(
         2048, description="Tokens of a sequence. Default 2048."
+    )
+    min_length: Annotated[int, Field(ge=1, le=1048576)] | None = Field(
+        None,
+        description="Tokens below which a row, template included, is left out and counted in status; absent = none is.",
     )
     packing: Literal["BestFit", "None"] = Field(
         "BestFit", description="BestFit fills each sequence with whole rows; None pads. Default BestFit."
@@ -616,6 +633,11 @@ class Evaluation(ApiModel):
     period_epochs: Annotated[float, Field(gt=0, le=10000)] | None = Field(
         None, description="Every so many passes over the data; 0.5 = twice in each."
     )
+    samples: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None,
+        description="Held-out prompts to which the report shows the answers of the base model and of the "
+        "result; 0 = none, for data that must not leave the volume. Default 3 with spec.data.eval.",
+    )
 
 
 class Export(ApiModel):
@@ -671,6 +693,11 @@ class Spec(ApiModel):
                 "!has(self.deepspeed.zeroStage) || self.deepspeed.zeroStage != 3",
                 "spec.training.lora.variant: DoRA takes norms of whole weights, which ZeRO stage 3 partitions: set "
                 "spec.deepspeed.zeroStage to 2 or lower, or use RSLoRA",
+            ),
+            (
+                "!has(self.evaluation) || !has(self.evaluation.samples) || self.evaluation.samples == 0 || "
+                "has(self.data.eval)",
+                "spec.evaluation.samples are prompts of held-out rows: set spec.data.eval",
             ),
             _needs_evaluations(_STOPS_EARLY, "spec.training.earlyStopping"),
             _needs_evaluations(

@@ -8,6 +8,7 @@ from sftjob_operator.desired.children import digest
 from sftjob_operator.planning.intent import Intent, intent
 from sftjob_operator.planning.plan import Plan
 
+_SAMPLES = 3  # held-out prompts that the report shows answers to
 _PERIOD_SECONDS = 900  # between checkpoints, where the spec names neither seconds nor steps
 
 
@@ -32,6 +33,7 @@ def prepare_config(job: SFTJob) -> config.PrepareConfig:
             train=[_source(index, source) for index, source in enumerate(data.train)],
             eval=held_out,
             max_length=data.max_length,
+            min_length=data.min_length,
             packing=data.packing,
             loss_on=data.loss_on,
             on_too_long=data.on_too_long,
@@ -56,6 +58,7 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
         model=config.TrainModel(
             directory=facts.model.directory,
             resolved=facts.model.resolved,
+            attention=spec.model.attention,
             chat_template=_chat_template(spec.model.chat_template),
             added_tokens=facts.model.added_tokens,
         ),
@@ -80,10 +83,23 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
             keep_best=int(spec.exports_best) if checkpoint.retain.best is None else checkpoint.retain.best,
             on_existing=checkpoint.on_existing,
         ),
-        evaluation=config.Evaluation(**spec.evaluation.model_dump()),
+        evaluation=config.Evaluation(
+            **spec.evaluation.model_dump(exclude={"samples"}), samples=_samples(job)
+        ),
         export=config.Export(format=spec.export.format, checkpoint="Best" if spec.exports_best else "Last"),
+        planned=config.Planned(
+            memory_bytes=chosen.memory_bytes,
+            available_bytes=chosen.available_bytes,
+            decided=list(chosen.decided),
+        ),
         keep_freed_memory=wanted.accelerator == "cpu" and chosen.has_room,
     )
+
+
+def _samples(job: SFTJob) -> int:
+    if job.spec.data.eval is None:
+        return 0
+    return _SAMPLES if job.spec.evaluation.samples is None else job.spec.evaluation.samples
 
 
 def identity(job: SFTJob, facts: config.PrepareResult) -> str:

@@ -37,6 +37,18 @@ def _secondary(wanted: Intent) -> int:
 
 ROWS = (
     Row(
+        "model.attention FlashAttention and workers.gpusPerNode 0",
+        "it computes on GPUs",
+        "set model.attention to SDPA, or remove it",
+        lambda spec, wanted: spec.model.attention == "FlashAttention" and wanted.accelerator == "cpu",
+    ),
+    Row(
+        "model.attention FlashAttention and training.precision fp32",
+        "it computes in bf16 and fp16",
+        "set model.attention to SDPA, or remove it; or training.precision to bf16",
+        lambda spec, wanted: spec.model.attention == "FlashAttention" and wanted.precision == "fp32",
+    ),
+    Row(
         "training.precision fp16 and workers.gpusPerNode 0",
         "CPUs compute in bf16 or fp32",
         "set training.precision to bf16 or fp32, or remove it",

@@ -171,6 +171,7 @@ def candidates(
                 quantised=spec.training.method == "QLoRA",
                 offload_optimizer=optimizer,
                 offload_parameters=parameters,
+                attention=spec.model.attention,
             )
             yield Candidate(stage, micro, checkpointing, optimizer, parameters, estimate(model, shape))
 
