@@ -184,7 +184,7 @@ class PrepareConfig(Contract):
     seed: int
 
 
-class TokenRange(Contract):
+class TokenRange(Report):
     """Consecutive numbers of the vocabulary."""
 
     first: int

@@ -28,6 +28,7 @@ from sft_trainer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_LARGE = 1 << 20  # bytes
 _WRITTEN = ("config.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
 
 
@@ -168,7 +169,7 @@ def _vocabulary(document: dict[str, Any]) -> int:
 
 def _link(path: Path, target: Path) -> None:
     """A second name for a large file where the volume allows it; what is small may be changed by its owner."""
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or path.stat().st_size > _LARGE:
         try:
             os.link(path.resolve(), target)
             return
