@@ -106,6 +106,21 @@ def test_long_rows_are_cut_at_the_end_and_counted(room: Room) -> None:
     assert set(supervised) == {"x"}
 
 
+def test_short_rows_are_left_out_and_counted(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT, chat("hi", "hello " * 9), CHAT, chat("hi", "hello " * 50))
+    room.write("datasets/eval.jsonl", CHAT, chat("hi", "hello " * 9))
+    whole = facts(room.run())
+    held_out = {"sources": [{"name": "e", "path": "datasets/eval.jsonl"}]}
+    outcome = room.run(minLength=29, eval=held_out)
+    found, train = facts(outcome), room.cache(outcome).train
+    assert (found.rows, found.eval_rows, found.short_rows, found.dropped_rows) == (2, 1, 3, 0)
+    assert found.truncated_rows == whole.truncated_rows == 1
+    assert found.tokens == train.lengths.sum() == whole.tokens - 2 * 28
+    assert facts(room.run(minLength=28)).short_rows == 0
+    room.write("datasets/chats.jsonl", CHAT, CHAT)
+    refused(room.run(minLength=29), "EmptyData", "2 of 2 are shorter than data.minLength 29", "row 28 tokens")
+
+
 def test_long_rows_can_be_dropped(room: Room) -> None:
     room.write("datasets/chats.jsonl", chat("hi", "x" * 300), CHAT)
     found = facts(room.run(onTooLong="Drop"))

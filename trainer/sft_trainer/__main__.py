@@ -22,6 +22,7 @@ COMMANDS = {
     "samples": "sft_trainer.samples",  # questions to the base and to the result, for the report
     "report": "sft_trainer.report.command",  # one page about a training
     "inspect": "sft_trainer.inspection",  # look at data
+    "volume": "sft_trainer.volume",  # answer a person's terminal about the workspace
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sft_trainer import engine as engines
-from sft_trainer import loop, model, neftune, parameters, precision, reporters
+from sft_trainer import flops, loop, model, neftune, parameters, peak, precision, reporters
 from sft_trainer.baseline import evaluate_base
 from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import fence, owner, resume
@@ -36,7 +36,7 @@ from sft_trainer.metrics import peak_memory_bytes
 from sft_trainer.outcome import now
 from sft_trainer.prefetch import Prefetch
 from sft_trainer.reporting import Journal
-from sft_trainer.selfcheck import packing_is_safe, use_loss_head
+from sft_trainer.selfcheck import use_attention, use_loss_head
 from sft_trainer.starting import Start
 from sft_trainer.stopping import StopSignal
 
@@ -117,20 +117,25 @@ def build(
     network = model.load(
         within(volume, config.model.directory),
         dtype=precision.dtype(chosen),
-        adapters=config.training.lora if config.training.method == "LoRA" else None,
+        adapters=config.training.lora if config.training.adapts else None,
+        added=config.model.added_tokens,
+        quantised=config.training.method == "QLoRA",
         activation_checkpointing=config.deepspeed.activation_checkpointing,
         zero3=settings if partitioned else None,
         seed=config.training.seed,
+        attention=config.model.attention,
     )
     parameters.freeze(network, config.training.parameter_groups)
     if config.training.neftune_alpha is not None:
         neftune.install(network, config.training.neftune_alpha)
-    expected = checkpoint_bytes(*model.counts(network), chosen)
+    expected, work = checkpoint_bytes(*model.counts(network), chosen), flops.work(network)
     clock.lap("weights")
     engine = engines.initialize(network, config, settings)
     use_loss_head(engine, cache.train, world)
     clock.lap("engine")
-    packed = config.data.packing == "BestFit" and packing_is_safe(engine, cache.train, world)
+    attention, packed = use_attention(
+        engine, cache.train, world, config.model.attention, pack=config.data.packing == "BestFit"
+    )
     plan = training_plan(config, cache.train.lengths, packed=packed)
     clock.lap("self-check")
     seed_everything(config.training.seed, world.rank)
@@ -150,6 +155,8 @@ def build(
         found.state.step if found else None,
         chosen,
         importlib.metadata.version("deepspeed"),
+        attention,
+        peak.peak_flops(chosen),
     )
     return loop.Parts(
         config=config,
@@ -164,6 +171,7 @@ def build(
         precision=chosen,
         checkpoint_bytes=found.size if found else expected,
         history=found.state.history if found else History(),
+        work=work,
     )
 
 

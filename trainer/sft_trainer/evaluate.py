@@ -10,10 +10,11 @@ from typing import Protocol
 import torch
 
 from sft_trainer.batches import Plan
-from sft_trainer.collate import Rows, collate
+from sft_trainer.collate import Rows
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
 from sft_trainer.loss import supervised_loss
+from sft_trainer.prefetch import Prefetch
 
 _LARGEST_EXPONENT = 700.0  # exp of more is infinite, which JSON cannot say
 
@@ -46,19 +47,19 @@ def evaluate(engine: Engine, rows: Rows, plan: Plan, world: World, stop: Stop) -
     None where nothing is supervised, or when the group was asked to stop before the end.
     """
     start = time.perf_counter()
-    total, weight, stopped = 0.0, 0.0, 0.0
+    losses = torch.zeros((), dtype=torch.float64, device=world.device)
+    weight, stopped = 0.0, 0.0
     engine.eval()
-    with torch.no_grad():
+    with torch.no_grad(), Prefetch(rows, plan, world, 0) as ahead:
         for step in range(plan.total_steps):
             (stopped,) = world.sum([stop.requested])
             if stopped:
                 break
-            for micro in plan.micro_batches(step, world.rank):
-                batch = collate(micro, rows, world.device, packed=plan.packed)
-                total += float(supervised_loss(engine, batch))
+            for batch in ahead.take(step):
+                losses += supervised_loss(engine, batch)
                 weight += batch.weight
     engine.train()
-    total, weight = world.sum([total, weight])
+    total, weight = world.sum([float(losses), weight])
     if weight == 0 or stopped:
         return None
     return Evaluation(total / weight, time.perf_counter() - start)

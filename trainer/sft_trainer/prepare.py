@@ -105,14 +105,15 @@ def prepare(config: PrepareConfig, workspace: Path) -> PrepareResult:
     _warn_of_answers_without_end(template)
     data = build.build(Recipe(config.data, words, template, model.vocabulary_size), workspace)
     logger.info(
-        "prepared in %.1f s: %s rows, %s tokens (%s supervised), %d truncated, %d dropped, %d skipped, %d duplicates; "
-        "%s sequences of %d, %d %% full",
+        "prepared in %.1f s: %s rows, %s tokens (%s supervised), %d truncated, %d dropped, %d too short, %d skipped, "
+        "%d duplicates; %s sequences of %d, %d %% full",
         time.monotonic() - started,
         f"{data.rows:,}",
         f"{data.tokens:,}",
         f"{data.supervised_tokens:,}",
         data.truncated_rows,
         data.dropped_rows,
+        data.short_rows,
         data.skipped_rows,
         data.duplicate_rows,
         f"{data.packs:,}",

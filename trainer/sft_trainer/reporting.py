@@ -17,7 +17,7 @@ from sft_trainer.config import CheckpointFact, Progress
 from sft_trainer.curves import Curves
 from sft_trainer.history import History
 from sft_trainer.listening import Audience
-from sft_trainer.metrics import Metrics
+from sft_trainer.metrics import Metrics, mfu, peak_memory_bytes
 from sft_trainer.outcome import now
 from sft_trainer.progress import ProgressFile
 from sft_trainer.starting import Start
@@ -45,6 +45,7 @@ class StepFacts:
     own_padding: int
     phases: Mapping[str, float]
     loss_scale: float | None = None  # only in fp16
+    own_flops: float = 0.0
 
 
 @dataclass
@@ -81,12 +82,28 @@ class Reporter:
         self._curves = Curves(curves)
         self._progress, self._metrics, self._journal = progress, metrics, journal
         self._pace: deque[tuple[int, float]] = deque(maxlen=_PACE_STEPS)
+        self._peak_flops: float | None = None
 
-    def started(self, total_steps: int, resumed_from: int | None, precision: str, version: str) -> None:
-        """Training is about to begin, or to go on."""
+    def started(
+        self,
+        total_steps: int,
+        resumed_from: int | None,
+        precision: str,
+        version: str,
+        attention: str,
+        peak_flops: float | None = None,
+    ) -> None:
+        """Training is about to begin, or to go on; `peak_flops` is of this rank's device, where it is known."""
         self._journal.resumed_from_step, self._journal.last_step = resumed_from, resumed_from or 0
+        self._peak_flops = peak_flops
         self._metrics.started(
-            total_steps=total_steps, resumed_from_step=resumed_from or 0, precision=precision, version=version
+            total_steps=total_steps,
+            resumed_from_step=resumed_from or 0,
+            precision=precision,
+            version=version,
+            attention=attention,
+            peak_flops=peak_flops,
+            checkpoint=max(self._journal.checkpoints, key=lambda fact: fact.step, default=None),
         )
         if not self._speaks:
             return
@@ -110,6 +127,7 @@ class Reporter:
             step_seconds=facts.seconds,
             phase_seconds=facts.phases,
             loss_scale=facts.loss_scale,
+            flops=facts.own_flops,
         )
         self._first_step_ended()
         if not self._speaks:
@@ -143,6 +161,8 @@ class Reporter:
             loss=facts.loss,
             learning_rate=facts.learning_rate,
             tokens_per_second=round(speed, 1),
+            mfu=mfu(facts.own_flops, facts.seconds, self._peak_flops),
+            peak_memory_bytes=peak_memory_bytes(),
             estimated_remaining_seconds=remaining,
         )
 
@@ -191,7 +211,7 @@ class Reporter:
         """An evaluation ended."""
         if self._start is not None:
             self._start.lap("evaluation")
-        self._metrics.evaluation(loss=loss, seconds=seconds)
+        self._metrics.evaluation(loss=loss, seconds=seconds, perplexity=perplexity)
         if self._speaks:
             logger.info("step %d eval loss %.4f perplexity %.3f (%.1f s)", step, loss, perplexity, seconds)
             self._curves.append(step=step, eval_loss=loss, perplexity=perplexity, seconds=round(seconds, 4))
