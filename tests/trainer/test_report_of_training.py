@@ -62,10 +62,10 @@ def tensorboard(folder: Path, name: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def restarted(tmp_path_factory: pytest.TempPathFactory) -> gang.Job:
-    """A LoRA training that was killed after step 4 and went on from the checkpoint of step 3; then its report."""
+    """A LoRA training that was killed in step 5 and went on from the checkpoint of step 3; then its report."""
     job = gang.Job(tmp_path_factory.mktemp("restarted") / "volume", changes=LORA | {"evaluation__samples": 2})
     with job.start() as run:
-        run.ranks.until("step 4/8")
+        run.ranks.until("step 5/8")  # the line of step 4 is written by then
         run.ranks.send(signal.SIGKILL)
         run.end()
     ended = job.run(attempt=2)
