@@ -87,7 +87,7 @@ def test_no_question_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_an_unknown_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main(["dance"]) == entry.main([]) == 2
-    assert "{prepare,launch,train,chat,inspect,volume}" in capsys.readouterr().err
+    assert "{prepare,launch,train,chat,samples,report,inspect,volume}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["prepare", "launch"])

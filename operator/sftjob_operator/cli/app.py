@@ -130,6 +130,9 @@ def inspect_data(
         typer.Option(help="A jinja file, or ChatML; default: the model's own.", show_default=False),
     ] = None,
     max_length: Annotated[int, typer.Option(help="As data.maxLength.", min=16)] = 2048,
+    min_length: Annotated[
+        int | None, typer.Option(help="As data.minLength.", min=1, show_default=False)
+    ] = None,
     loss_on: Annotated[
         Literal["Assistant", "LastAssistant", "AllTokens"], typer.Option(help="As data.lossOn.")
     ] = "Assistant",
@@ -139,7 +142,7 @@ def inspect_data(
     """Show what a job would make of data: counts, lengths, and a row with the tokens that carry loss."""
     from sftjob_operator.cli import data as command
 
-    options = command.Options(files, model, template, max_length, loss_on, row)
+    options = command.Options(files, model, template, max_length, min_length, loss_on, row)
     command.inspect(options, output == "json", console())
 
 

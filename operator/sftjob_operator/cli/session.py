@@ -46,7 +46,7 @@ class Session:
     def __init__(self, cluster: LocalCluster, key: Key, show: Show) -> None:
         """Must be made in the running loop."""
         self._cluster, self._key, self._show = cluster, key, show
-        self._queue: WorkQueue[Key] = WorkQueue()
+        self._queue: WorkQueue[Key] = WorkQueue(line=lambda key: key.namespace)
         self._reconciler = Reconciler(cluster, cluster, SETTINGS, hardware=hardware)
         self._workers = Workers(self._queue, self._reconcile, SETTINGS.workers)
         self._has_looked = False

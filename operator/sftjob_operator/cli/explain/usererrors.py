@@ -85,6 +85,18 @@ _MODEL = {
         "A pattern of training.parameterGroups decides for no parameter.",
         "Take one of the names in the message.",
     ),
+    "AddedTokensUnsupported": Advice(
+        "This tokenizer, or these files of weights, cannot be extended by spec.model.addTokens.",
+        "Do what the message says, or remove addTokens.",
+    ),
+    "AttentionUnsupported": Advice(
+        "spec.model.attention names what this model, this image or this GPU does not have.",
+        "Set it to what the message says, or remove it to have it chosen.",
+    ),
+    "QLoRAUnavailable": Advice(
+        "bitsandbytes does not load in the trainer's image.",
+        "Use the image of the operator's release, or set spec.training.method: LoRA.",
+    ),
     "UnknownTargetModules": Advice(
         "A name in spec.training.lora.targetModules is of no layer.",
         "Take names from the list in the message.",
