@@ -232,7 +232,7 @@ def test_a_secret_is_a_name_and_a_file_of_lines(tmp_path: Path, words: str, mess
 def test_get_logs_and_delete_see_what_run_has_left(bench: Bench):
     assert bench.run()[0] == 0
     state = ("--state", str(bench.state))
-    assert "bot   Succeeded" in invoke("get", *state).output
+    assert "\nbot    Succeeded   5/5" in invoke("get", *state).output
     assert invoke("logs", "bot", *state).exit_code == 0
     words = failing("logs", "other", *state)
     assert words.startswith("there is no job other in namespace default of this machine (")
