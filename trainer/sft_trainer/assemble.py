@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from sft_trainer import engine as engines
-from sft_trainer import loop, model, neftune, parameters, precision
+from sft_trainer import loop, model, neftune, parameters, prebuilt, precision
 from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import fence, owner, resume
 from sft_trainer.checkpoint.commit import Store
@@ -23,7 +24,7 @@ from sft_trainer.checkpoint.files import write_atomically
 from sft_trainer.checkpoint.owner import Owner
 from sft_trainer.checkpoint.resume import Found
 from sft_trainer.collate import Rows
-from sft_trainer.config import Precision, Progress, TrainConfig, TrainResult
+from sft_trainer.config import MasterWeights, Precision, Progress, TrainConfig, TrainResult
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.data.packing import pack
 from sft_trainer.distributed import World, connect
@@ -84,6 +85,7 @@ def take_over(config: TrainConfig, folder: JobFolder) -> tuple[Fence, Found | No
     found = resume.newest_whole(folder.checkpoints)
     if found is not None:
         resume.require_known_stage(found.state, config)
+        resume.require_same_optimizer(found.state, config)
     return mine, found
 
 
@@ -104,6 +106,7 @@ def build(
     cache = TokenCache(within(volume, config.data.cache))
     chosen = agreed_precision(config, found, world)
     settings = engines.deepspeed_config(config, chosen)
+    prebuilt.require(settings, prebuilt.installed(get_accelerator().device_name()))
     world.first(lambda: _keep(folder.root / "deepspeed.json", settings))
     partitioned = config.deepspeed.zero_stage == 3 and (
         world.size > 1 or config.deepspeed.offload_parameters == "CPU"  # never whole on the GPU
@@ -119,7 +122,7 @@ def build(
     parameters.freeze(network, config.training.parameter_groups)
     if config.training.neftune_alpha is not None:
         neftune.install(network, config.training.neftune_alpha)
-    expected = checkpoint_bytes(*model.counts(network), chosen)
+    expected = checkpoint_bytes(*model.counts(network), chosen, config.training.master_weights)
     clock.lap("weights")
     engine = engines.initialize(network, config, settings)
     use_loss_head(engine, cache.train, world)
@@ -198,10 +201,12 @@ def _held_out(config: TrainConfig, rows: Rows | None, packed: bool) -> tuple[Row
     return rows, training_plan(one_pass, np.asarray(rows.lengths), packed=packed)
 
 
-def checkpoint_bytes(parameters: int, trainable: int, chosen: Precision) -> int:
-    """Expected size of a checkpoint: the module as it computes, fp32 master weights and two fp32 moments."""
+def checkpoint_bytes(
+    parameters: int, trainable: int, chosen: Precision, master_weights: MasterWeights
+) -> int:
+    """Expected size of a checkpoint: the module as it computes, master weights and two fp32 moments."""
     module = parameters if trainable == parameters else trainable
-    return module * (4 if chosen == "fp32" else 2) + 12 * trainable
+    return module * (4 if chosen == "fp32" else 2) + (12 if master_weights == "FP32" else 10) * trainable
 
 
 def seed_everything(seed: int, rank: int) -> None:
