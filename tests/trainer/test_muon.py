@@ -80,13 +80,15 @@ def steps(world: World, volume: str, precisions: list[Any]) -> dict[str, Any]:
         job = gang.Job(Path(volume), ranks=world.size, changes=changes)
         config = TrainConfig.model_validate(job.config())
         parts = gradient_cells.parts_of(config, world, Path(volume), packed=True, precision=precision)
+        inner = getattr(parts.engine.optimizer, "optimizer", parts.engine.optimizer)
+        taken = len(inner.state)
         norms, losses = [], []
         for step in STEPS:
             own = loop.applied_step(parts, step, RATE, functools.partial(gradient_cells.batches, parts))
             total, count = world.sum([own.loss_sum, own.weight])
             norms.append(own.norm)
             losses.append(total / count)
-        found[precision] = {"norms": norms, "losses": losses}
+        found[precision] = {"norms": norms, "losses": losses, "taken": taken}
         parts.engine.destroy()
     return found
 
@@ -104,6 +106,9 @@ def test_norm_and_loss_of_every_step_are_those_of_plain_torch(tmp_path: Path) ->
             ranks
         )  # steps are bf16 products
         assert made["bf16"]["losses"] == pytest.approx(plain["losses"], rel=1e-2), ranks
+        assert [made[each]["taken"] for each in ("fp32", "bf16")] == [0, 0], (
+            "DeepSpeed has taken a step of its own"
+        )
 
 
 @pytest.mark.processes
