@@ -17,6 +17,18 @@ DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "planning.md").read_t
 
 # Of every row: what meets it, and what is next to it and works.
 CASES = {
+    "model.attention FlashAttention and workers.gpusPerNode 0": (
+        {"workers": CPU, "model": {"path": "models/tiny", "attention": "FlashAttention"}},
+        {"workers": CPU, "model": {"path": "models/tiny", "attention": "SDPA"}},
+    ),
+    "model.attention FlashAttention and training.precision fp32": (
+        {
+            "workers": GPU,
+            "model": {"path": "models/tiny", "attention": "FlashAttention"},
+            "training": {"precision": "fp32"},
+        },
+        {"workers": GPU, "model": {"path": "models/tiny", "attention": "FlashAttention"}},
+    ),
     "training.precision fp16 and workers.gpusPerNode 0": (
         {"workers": CPU, "training": {"precision": "fp16"}},
         {"workers": GPU, "training": {"precision": "fp16"}},
@@ -47,6 +59,18 @@ CASES = {
         },
         {"training": {"method": "LoRA", "lora": {"variant": "DoRA"}}, "deepspeed": {"zeroStage": 2}},
     ),
+    "training.method QLoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU": (
+        {"training": {"method": "QLoRA"}, "deepspeed": {"zeroStage": 3}},
+        {"training": {"method": "QLoRA"}, "deepspeed": {"zeroStage": 2}},
+    ),
+    "model.addTokens with training.method LoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU": (
+        {
+            "model": {"path": "models/m", "addTokens": ["<|tool|>"]},
+            "training": {"method": "LoRA"},
+            "deepspeed": {"zeroStage": 3},
+        },
+        {"model": {"path": "models/m", "addTokens": ["<|tool|>"]}, "deepspeed": {"zeroStage": 3}},
+    ),
     "training.optimizer.type Muon and deepspeed.zeroStage 1, 2 or 3": (
         {"training": MUON, "deepspeed": {"zeroStage": 1}},
         {"training": MUON, "deepspeed": {"zeroStage": 0}},
@@ -55,7 +79,7 @@ CASES = {
         {"training": MUON, "deepspeed": {"offloadOptimizer": "CPU"}},
         {"training": MUON, "deepspeed": {"offloadOptimizer": "None"}},
     ),
-    "training.optimizer.type Muon and training.method LoRA": (
+    "training.optimizer.type Muon and training.method LoRA or QLoRA": (
         {"training": {**MUON, "method": "LoRA"}},
         {"training": {"method": "LoRA"}},
     ),

@@ -16,7 +16,7 @@ import pytest
 
 import gang
 import gradient_cells
-from sft_trainer.data.tokenise import Tokens
+from token_rows import Tokens
 
 STAGES, ACCUMULATION, PACKED, METHODS = (0, 1, 2, 3), (1, 3, 8), (True, False), ("Full", "LoRA")
 RANKS = (1, 2, 4)

@@ -44,6 +44,7 @@ class Batch:
     tokens: int  # real tokens
     padding: int  # positions computed for nothing
     supervised: int  # positions with loss
+    pairs: int = 0  # of positions of one document: what attention has to look at
     weights: torch.Tensor | None = (
         None  # fp32 [B, T], of the targets, 0 where there is no loss; None: all are 1
     )
@@ -119,5 +120,8 @@ def _tensors(
         tokens=count,
         padding=ids.size - count,
         supervised=int(supervised.sum()),
+        pairs=0
+        if dummy
+        else sum(len(i) * (len(i) + 1) // 2 for documents in sequences for i, _ in documents),
         weights=None if is_even else torch.from_numpy(weights).to(device),
     )

@@ -101,9 +101,19 @@ def _zero_stage(spec: Spec, raw: Mapping[str, Any]) -> int | None:
 def _stages(spec: Spec) -> tuple[int, ...]:
     if spec.training.optimizer.type == "Muon":
         return (0,)
-    is_dora = spec.training.lora is not None and spec.training.lora.variant == "DoRA"
+    needs_whole = is_dora(spec) or trains_rows(spec) or spec.training.method == "QLoRA"
     lowest = 0 if spec.training.master_weights == "FP32" else 2
-    return tuple(range(lowest, 3 if is_dora else 4))
+    return tuple(range(lowest, 3 if needs_whole else 4))
+
+
+def is_dora(spec: Spec) -> bool:
+    """Whether norms of whole weights are taken."""
+    return spec.training.lora is not None and spec.training.lora.variant == "DoRA"
+
+
+def trains_rows(spec: Spec) -> bool:
+    """Whether rows of the embeddings are trained beside adapters."""
+    return bool(spec.model.add_tokens) and spec.training.method != "Full"
 
 
 def _secondary_size(raw: Mapping[str, Any]) -> int:

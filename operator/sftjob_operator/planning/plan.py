@@ -173,8 +173,10 @@ def candidates(
                 lora_dropout=spec.training.lora is not None and spec.training.lora.dropout > 0,
                 muon=spec.training.optimizer.type == "Muon",
                 master_weights=spec.training.master_weights,
+                quantised=spec.training.method == "QLoRA",
                 offload_optimizer=optimizer,
                 offload_parameters=parameters,
+                attention=spec.model.attention,
             )
             yield Candidate(stage, micro, checkpointing, optimizer, parameters, estimate(model, shape))
 
@@ -189,7 +191,7 @@ def expected_precision(wanted: Intent, hardware: Hardware) -> Precision:
 
 def lora_rank(spec: Spec) -> int | None:
     """Rank of the adapters; None = all weights are trained."""
-    if spec.training.method != "LoRA":
+    if spec.training.method == "Full":
         return None
     return 16 if spec.training.lora is None else spec.training.lora.rank
 
