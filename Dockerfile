@@ -72,6 +72,8 @@ RUN --mount=type=secret,id=package-index,target=/run/package-index \
 # own CUDA version, which comes as a wheel and does not stay. CPUAdam is not: it is compiled for the very CPU it is built
 # on, and would crash on an older one.
 FROM trainer-environment AS trainer-kernels
+# Others of DeepSpeed's operations, such as DS_BUILD_QUANTIZER=1 for ZeRO++'s quantised communication, can be added.
+ARG DEEPSPEED_OPS="DS_BUILD_FUSED_ADAM=1"
 ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 RUN apt-get update && apt-get install -y --no-install-recommends g++ python3-dev
 COPY requirements/kernels.txt requirements/
@@ -81,7 +83,7 @@ RUN --mount=type=secret,id=package-index,target=/run/package-index \
     uv pip install --quiet --python /opt/sftjob --require-hashes -r requirements/kernels.txt && \
     export CUDA_HOME=$(echo /opt/sftjob/lib/python3*/site-packages/nvidia/cu1*) && \
     ln -s libcudart.so.1? $CUDA_HOME/lib/libcudart.so && ln -s lib $CUDA_HOME/lib64 && \
-    PATH=/opt/sftjob/bin:$CUDA_HOME/bin:$PATH DS_ACCELERATOR=cuda DS_BUILD_FUSED_ADAM=1 \
+    PATH=/opt/sftjob/bin:$CUDA_HOME/bin:$PATH env DS_ACCELERATOR=cuda $DEEPSPEED_OPS \
     uv pip install --python /opt/sftjob --no-build-isolation --no-deps --require-hashes \
         --no-binary deepspeed --reinstall-package deepspeed -r requirements/trainer.txt && \
     ls /opt/sftjob/lib/python3*/site-packages/deepspeed/ops/adam/fused_adam_op*.so && \

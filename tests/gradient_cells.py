@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ def two_steps(
             "deepspeed__activationCheckpointing": cell.get("checkpointing", "None"),
             "deepspeed__offloadOptimizer": cell.get("optimizer", "None"),
             "deepspeed__offloadParameters": cell.get("parameters", "None"),
+            "deepspeed__config": {"zero_optimization": {"zero_hpz_partition_size": size}}
+            if (size := cell.get("secondary"))
+            else {},
             "training__loss": {"labelSmoothing": cell.get("smoothing", 0.0)},
         }
         job = gang.Job(Path(volume), ranks=world.size, changes=SETTINGS | changes)
@@ -124,9 +128,16 @@ def parts_of(
 
 
 def reference(
-    volume: Path, trained: str = "Full", smoothing: float = 0.0, steps: tuple[int, ...] = STEPS
+    volume: Path,
+    trained: str = "Full",
+    smoothing: float = 0.0,
+    steps: tuple[int, ...] = STEPS,
+    make: Callable[[Any], Any] | None = None,
 ) -> dict[str, list[float]]:
-    """The same steps in one process with plain torch: every row alone, one full batch, no DeepSpeed."""
+    """The same steps in one process with plain torch: every row alone, one full batch, no DeepSpeed.
+
+    `make` builds another optimizer than AdamW for a network.
+    """
     config = TrainConfig.model_validate(gang.Job(volume, 1, SETTINGS | method(trained)).config())
     rows = TokenCache(volume / config.data.cache).train
     network = model.load(
@@ -139,7 +150,11 @@ def reference(
     )
     chosen = config.training.optimizer
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=chosen.betas, eps=chosen.eps, weight_decay=0.0)
+    optimizer: Any = torch.optim.AdamW(
+        parameters, lr=1e-3, betas=chosen.betas, eps=chosen.eps, weight_decay=0.0
+    )
+    if make is not None:
+        optimizer = make(network)
     plan = training_plan(config, rows.lengths, packed=True)
     norms, losses = [], []
     for step in steps:

@@ -12,6 +12,7 @@ from sftjob_operator.settings import Settings
 from worlds import sftjob
 
 GPU, CPU = {"nodes": 1, "gpusPerNode": 2}, {"nodes": 1, "gpusPerNode": 0, "processesPerNode": 2}
+MUON = {"optimizer": {"type": "Muon"}}
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "planning.md").read_text()
 
 # Of every row: what meets it, and what is next to it and works.
@@ -70,6 +71,38 @@ CASES = {
         },
         {"model": {"path": "models/m", "addTokens": ["<|tool|>"]}, "deepspeed": {"zeroStage": 3}},
     ),
+    "training.optimizer.type Muon and deepspeed.zeroStage 1, 2 or 3": (
+        {"training": MUON, "deepspeed": {"zeroStage": 1}},
+        {"training": MUON, "deepspeed": {"zeroStage": 0}},
+    ),
+    "training.optimizer.type Muon and deepspeed.offloadOptimizer or offloadParameters CPU": (
+        {"training": MUON, "deepspeed": {"offloadOptimizer": "CPU"}},
+        {"training": MUON, "deepspeed": {"offloadOptimizer": "None"}},
+    ),
+    "training.optimizer.type Muon and training.method LoRA or QLoRA": (
+        {"training": {**MUON, "method": "LoRA"}},
+        {"training": {"method": "LoRA"}},
+    ),
+    "training.optimizer.type Muon and training.precision fp16": (
+        {"workers": GPU, "training": {**MUON, "precision": "fp16"}},
+        {"workers": GPU, "training": {**MUON, "precision": "bf16"}},
+    ),
+    "training.optimizer.type Muon and training.masterWeights BF16 or BF16StochasticRounding": (
+        {"training": {**MUON, "masterWeights": "BF16"}},
+        {"training": {**MUON, "masterWeights": "FP32"}},
+    ),
+    "training.masterWeights BF16 or BF16StochasticRounding and training.precision fp16 or fp32": (
+        {"training": {"masterWeights": "BF16"}, "deepspeed": {"config": {"bf16": {"enabled": False}}}},
+        {"training": {"masterWeights": "BF16"}},
+    ),
+    "training.masterWeights BF16 or BF16StochasticRounding and deepspeed.zeroStage 0 or 1": (
+        {"training": {"masterWeights": "BF16StochasticRounding"}, "deepspeed": {"zeroStage": 1}},
+        {"training": {"masterWeights": "BF16StochasticRounding"}, "deepspeed": {"zeroStage": 2}},
+    ),
+    "training.masterWeights BF16 or BF16StochasticRounding and deepspeed.offloadOptimizer or offloadParameters CPU": (
+        {"training": {"masterWeights": "BF16"}, "deepspeed": {"offloadOptimizer": "CPU"}},
+        {"training": {"masterWeights": "BF16"}, "deepspeed": {"offloadOptimizer": "None"}},
+    ),
     "deepspeed.config.zero_optimization.zero_hpz_partition_size and any zeroStage but 3": (
         {"workers": GPU, "deepspeed": {"config": {"zero_optimization": {"zero_hpz_partition_size": 2}}}},
         {"workers": GPU, "deepspeed": {"config": {"zero_optimization": {"zero_hpz_partition_size": 1}}}},
@@ -82,6 +115,16 @@ CASES = {
         {
             "workers": GPU,
             "deepspeed": {"config": {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}},
+        },
+    ),
+    "deepspeed.config.zero_optimization.zero_quantized_* and any zeroStage but 3, or workers.gpusPerNode 0": (
+        {
+            "workers": CPU,
+            "deepspeed": {"config": {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}},
+        },
+        {
+            "workers": GPU,
+            "deepspeed": {"config": {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}},
         },
     ),
 }

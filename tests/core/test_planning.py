@@ -95,6 +95,11 @@ def test_stage_3_divides_the_weights_and_holds_the_gathered_part_whole():
     assert memory.weights == LLAMA_8B.parameters * 2 // 8 + gathered * 2
 
 
+def test_a_second_partition_of_the_weights_is_counted():
+    second = estimate(LLAMA_8B, shape(zero_stage=3, secondary_size=4)).weights
+    assert second - estimate(LLAMA_8B, shape(zero_stage=3)).weights == LLAMA_8B.parameters * 2 // 4
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_higher_stage_never_needs_more(stage):
     assert (
@@ -109,6 +114,64 @@ def test_adapters_need_gradients_and_optimizer_for_themselves_only():
     assert memory.weights == (LLAMA_8B.parameters + adapters) * 2
     assert memory.gradients == adapters * 4
     assert memory.optimizer == adapters * 12
+
+
+def test_bf16_masters_leave_the_fp32_copy_away():
+    plain = [estimate(LLAMA_8B, shape(zero_stage=stage)).optimizer for stage in (2, 3)]
+    bf16 = [
+        estimate(LLAMA_8B, shape(zero_stage=stage, master_weights="BF16StochasticRounding")).optimizer
+        for stage in (2, 3)
+    ]
+    assert plain == [LLAMA_8B.parameters * 12 // 8] * 2
+    assert bf16 == [LLAMA_8B.parameters * 10 // 8, LLAMA_8B.parameters * 8 // 8]
+
+
+def test_muon_keeps_one_moment_of_hidden_matrices():
+    hidden = LLAMA_8B.parameters - LLAMA_8B.embedding_parameters
+    memory = estimate(LLAMA_8B, shape(muon=True))
+    assert memory.optimizer == LLAMA_8B.parameters * 12 - 4 * hidden + 12 * 4096 * 14336
+
+
+def test_frozen_parameters_have_neither_gradients_nor_moments():
+    frozen = LLAMA_8B.model_copy(update={"trained_parameters": 10**9})
+    memory = estimate(frozen, shape())
+    assert (memory.weights, memory.gradients, memory.optimizer) == (
+        LLAMA_8B.parameters * 2,
+        4 * 10**9,
+        12 * 10**9,
+    )
+
+
+def test_dora_trains_the_norms_of_rows_and_keeps_results_apart():
+    plain, dora = (estimate(LLAMA_8B, shape(lora_rank=16, dora=dora)) for dora in (False, True))
+    outputs = 5 * 4096 + 2 * 14336
+    assert dora.gradients - plain.gradients == 4 * 32 * outputs
+    whole = 2 * (3 * 4096 * 14336 + 14336**2)
+    assert dora.activations - plain.activations == 2048 * 32 * 2 * 2 * outputs + whole
+
+
+def test_bf16_masters_are_planned_for_stage_2_or_3_also_on_one_gpu():
+    training = {"masterWeights": "BF16StochasticRounding"}
+    for workers, memory, stage in (
+        ({"nodes": 1, "gpusPerNode": 1}, 400, 2),
+        ({"nodes": 1, "gpusPerNode": 1}, 140, 3),
+        ({"nodes": 1, "gpusPerNode": 8}, 80, 2),
+        ({"nodes": 1, "gpusPerNode": 8}, 48, 3),
+    ):
+        hardware = Hardware(gpu_memory_bytes=memory * GIB)
+        assert choose(LLAMA_8B, hardware, workers=workers, training=training).zero_stage == stage
+
+
+def test_muon_is_planned_for_stage_0_and_where_it_does_not_fit_adamw_is_offered():
+    muon = {"optimizer": {"type": "Muon"}}
+    eight = {"nodes": 1, "gpusPerNode": 8}
+    assert choose(SMALL, GPU80, workers=eight, training=muon).zero_stage == 0
+    wanted = spec(workers=eight, training=muon)
+    found = plan(wanted, LLAMA_8B, GPU80)
+    assert isinstance(found, NoFit)
+    message = no_fit_message(wanted, LLAMA_8B, GPU80, found)
+    assert "it would fit with spec.training.optimizer.type: AdamW" in message
+    assert "LoRA" not in message
 
 
 def test_activations_by_hand():

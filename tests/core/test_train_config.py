@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sft_trainer.config import PrepareResult, TrainConfig
-from sftjob_operator.desired.config import train_config
+from sftjob_operator.desired.config import prepare_config, train_config
 from sftjob_operator.planning.hardware import Hardware
 from sftjob_operator.planning.plan import Plan, plan
 from sftjob_operator.policy.accept import read_sftjob
@@ -90,6 +90,27 @@ def test_parameter_groups_arrive_in_their_order_and_belong_to_the_identity():
         rendered().identity,
         rendered(training={"parameterGroups": groups[:1]}).identity,
     )
+
+
+def test_what_is_frozen_reaches_preparation_without_the_rates():
+    groups = [
+        {"pattern": "b*", "learningRateFactor": 0.1},
+        {"pattern": "a*", "freeze": True},
+    ]
+    found = prepare_config(read_sftjob(sftjob(training={"parameterGroups": groups})))
+    assert [(group.pattern, group.freeze) for group in found.freezing] == [("b*", False), ("a*", True)]
+    assert found.freezing[0].learning_rate_factor is None
+    for training in ({"parameterGroups": groups[:1]}, {"method": "LoRA", "parameterGroups": groups}):
+        assert prepare_config(read_sftjob(sftjob(training=training))).freezing == []
+
+
+def test_master_weights_and_the_optimizer_arrive():
+    masters = rendered(training={"masterWeights": "BF16"}, workers={"nodes": 2, "gpusPerNode": 1})
+    assert (masters.training.master_weights, masters.training.precision) == ("BF16", "bf16")
+    assert masters.deepspeed.zero_stage == 2
+    muon = rendered(training={"optimizer": {"type": "Muon", "momentum": 0.9}})
+    assert (muon.training.optimizer.type, muon.training.optimizer.momentum) == ("Muon", 0.9)
+    assert muon.deepspeed.zero_stage == 0
 
 
 def test_the_variant_of_lora_arrives_and_belongs_to_the_identity():

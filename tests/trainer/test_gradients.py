@@ -44,6 +44,8 @@ VARIANTS = [
     for stage, variant in itertools.product(STAGES, ("RSLoRA", "DoRA"))
     if (stage, variant) != (3, "DoRA")  # refused: it takes norms of whole weights
 ]
+SECONDARY = {**cell(3, 3, True, "Full"), "secondary": 2}
+"""Two ranks hold all weights between them (hpZ)."""
 SPREAD: list[Cell] = [
     *({"stage": stage} for stage in (1, 2, 3)),
     *({"stage": stage, "optimizer": "CPU"} for stage in (1, 2, 3)),
@@ -100,7 +102,7 @@ def agree(ranks: int, cells: list[Cell], volume: Path, reference: Reference) -> 
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("ranks", "cells"),
-    [(1, UNEVEN), (2, [*COVERING, *RECOMPUTED, SMOOTHED, *VARIANTS, *OFFLOADED]), (4, UNEVEN)],
+    [(1, UNEVEN), (2, [*COVERING, *RECOMPUTED, SMOOTHED, *VARIANTS, *OFFLOADED]), (4, [*UNEVEN, SECONDARY])],
     ids=["1-uneven", "2-covering", "4-uneven"],
 )
 def test_gradient_norm_and_loss_equal_those_of_one_full_batch(

@@ -11,9 +11,9 @@ import pytest
 
 import tiny
 from sft_trainer import weights
-from sft_trainer.config import ModelFacts
+from sft_trainer.config import ModelFacts, ParameterGroup
 from sft_trainer.errors import UserError
-from sft_trainer.facts import model_facts
+from sft_trainer.facts import model_facts, trained_parameters
 
 VOCABULARY, HIDDEN, LAYERS = 258, 32, 2
 
@@ -45,6 +45,17 @@ def shard(model: Path, names: list[str], **extra: tuple[int, ...]) -> None:
         save_file({key: tensors[key] for key in keys}, model / name)
     index = {key: name for name, keys in parts.items() for key in keys}
     (model / weights.INDEX).write_text(json.dumps({"weight_map": index}))
+
+
+def test_what_patterns_freeze_is_not_counted_as_trained(tmp_path: Path) -> None:
+    model = tiny.model(tmp_path / "m")
+    shapes, whole = weights.shapes(model), facts(model).parameters
+    assert trained_parameters(shapes, True, []) == whole
+    keep = ParameterGroup(pattern="model.layers.1.mlp.*", learning_rate_factor=2)
+    layers = ParameterGroup(pattern="model.layers.*", freeze=True)
+    outside = VOCABULARY * HIDDEN + HIDDEN
+    assert trained_parameters(shapes, True, [layers]) == outside
+    assert trained_parameters(shapes, True, [keep, layers]) == outside + 3 * 2 * HIDDEN * HIDDEN
 
 
 def test_counts_follow_from_the_shapes(tmp_path: Path) -> None:

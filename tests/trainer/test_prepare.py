@@ -65,6 +65,17 @@ def test_the_models_facts_are_reported(room: Room) -> None:
     assert model.resolved.startswith("models/tiny@")
 
 
+def test_what_is_frozen_is_counted_by_the_names_in_the_files(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    room.settings()
+    path = room.config / "prepare.json"
+    freezing = [{"pattern": "model.layers.*", "freeze": True}]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "freezing": freezing}))
+    outcome = room.main()
+    assert outcome.prepare is not None
+    assert outcome.prepare.model.trained_parameters == 258 * 32 + 32  # embeddings and the last norm
+
+
 def test_every_file_format_gives_the_same_tokens(room: Room) -> None:
     rows = [CHAT, chat("a", "b")]
     room.write("datasets/a.jsonl", *rows, "")

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from sft_trainer import engine as engines
-from sft_trainer import flops, loop, model, neftune, parameters, peak, precision, reporters
+from sft_trainer import flops, loop, model, neftune, parameters, peak, prebuilt, precision, reporters
 from sft_trainer.baseline import evaluate_base
 from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import fence, owner, resume
@@ -24,7 +25,7 @@ from sft_trainer.checkpoint.files import write_atomically
 from sft_trainer.checkpoint.owner import Owner
 from sft_trainer.checkpoint.resume import Found
 from sft_trainer.collate import Rows
-from sft_trainer.config import Precision, TrainConfig, TrainResult
+from sft_trainer.config import MasterWeights, Precision, TrainConfig, TrainResult
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.data.packing import pack
 from sft_trainer.distributed import World, connect
@@ -90,6 +91,7 @@ def take_over(config: TrainConfig, folder: JobFolder) -> tuple[Fence, Found | No
     found = resume.newest_whole(folder.checkpoints)
     if found is not None:
         resume.require_known_stage(found.state, config)
+        resume.require_same_optimizer(found.state, config)
     return mine, found
 
 
@@ -110,6 +112,7 @@ def build(
     reporter.phase("Starting")
     cache = TokenCache(within(volume, config.data.cache))
     settings = engines.deepspeed_config(config, chosen)
+    prebuilt.require(settings, prebuilt.installed(get_accelerator().device_name()))
     world.first(lambda: _keep(folder.root / "deepspeed.json", settings))
     partitioned = config.deepspeed.zero_stage == 3 and (
         world.size > 1 or config.deepspeed.offload_parameters == "CPU"  # never whole on the GPU
@@ -128,7 +131,8 @@ def build(
     parameters.freeze(network, config.training.parameter_groups)
     if config.training.neftune_alpha is not None:
         neftune.install(network, config.training.neftune_alpha)
-    expected, work = checkpoint_bytes(*model.counts(network), chosen), flops.work(network)
+    expected = checkpoint_bytes(*model.counts(network), chosen, config.training.master_weights)
+    work = flops.work(network)
     clock.lap("weights")
     engine = engines.initialize(network, config, settings)
     use_loss_head(engine, cache.train, world)
@@ -212,10 +216,12 @@ def _held_out(config: TrainConfig, rows: Rows | None, packed: bool) -> tuple[Row
     return rows, training_plan(one_pass, np.asarray(rows.lengths), packed=packed)
 
 
-def checkpoint_bytes(parameters: int, trainable: int, chosen: Precision) -> int:
-    """Expected size of a checkpoint: the module as it computes, fp32 master weights and two fp32 moments."""
+def checkpoint_bytes(
+    parameters: int, trainable: int, chosen: Precision, master_weights: MasterWeights
+) -> int:
+    """Expected size of a checkpoint: the module as it computes, master weights and two fp32 moments."""
     module = parameters if trainable == parameters else trainable
-    return module * (4 if chosen == "fp32" else 2) + 12 * trainable
+    return module * (4 if chosen == "fp32" else 2) + (12 if master_weights == "FP32" else 10) * trainable
 
 
 def seed_everything(seed: int, rank: int) -> None:

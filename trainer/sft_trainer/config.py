@@ -174,6 +174,14 @@ class DataConfig(Contract):
     deduplicate: Literal["None", "Exact"] = "None"
 
 
+class ParameterGroup(Contract):
+    """What happens to the parameters whose names match `pattern`, and no earlier pattern: exactly one of the two."""
+
+    pattern: str
+    learning_rate_factor: float | None = None
+    freeze: bool = False
+
+
 class PrepareConfig(Contract):
     """Input of the prepare pod (`prepare.json`)."""
 
@@ -181,6 +189,9 @@ class PrepareConfig(Contract):
     job: JobIdentity
     model: ModelSource
     data: DataConfig
+    freezing: list[ParameterGroup] = Field(
+        default_factory=list
+    )  # what the planner needs of training.parameterGroups
     seed: int
 
 
@@ -205,6 +216,7 @@ class ModelFacts(Report):
     parameters: int
     embedding_parameters: int  # the input embedding, plus the head where it is not tied
     lora_parameters_per_rank: int  # trainable parameters of LoRA at rank 1 on all linear layers
+    trained_parameters: int | None = None  # of a full training that freezes some; None = all
     hidden_size: int
     intermediate_size: int
     layers: int
@@ -252,6 +264,7 @@ class Prepared(Report):
 
 Precision = Literal["bf16", "fp16", "fp32"]  # what a run computes in
 Offload = Literal["None", "CPU"]
+MasterWeights = Literal["FP32", "BF16", "BF16StochasticRounding"]
 Recompute = Literal["None", "Selective", "Full"]  # activation checkpointing
 Attention = Literal["FlashAttention", "SDPA", "Eager"]
 
@@ -298,20 +311,13 @@ class Scheduler(Contract):
 
 
 class Optimizer(Contract):
-    """AdamW (https://arxiv.org/abs/1711.05101), or Adam, whose weight decay is part of the gradient."""
+    """AdamW (https://arxiv.org/abs/1711.05101), Adam, whose weight decay is part of the gradient, or sft_trainer.muon."""
 
-    type: Literal["AdamW", "Adam"]
+    type: Literal["AdamW", "Adam", "Muon"]
     betas: tuple[float, float]
     eps: float
     weight_decay: float
-
-
-class ParameterGroup(Contract):
-    """What happens to the parameters whose names match `pattern`, and no earlier pattern: exactly one of the two."""
-
-    pattern: str
-    learning_rate_factor: float | None = None
-    freeze: bool = False
+    momentum: float = 0.95  # of Muon
 
 
 class EarlyStopping(Contract):
@@ -349,6 +355,9 @@ class Training(Contract):
     max_grad_norm: float
     early_stopping: EarlyStopping | None = None
     precision: Precision | Literal["Auto"]  # Auto: only the pod sees the hardware
+    master_weights: MasterWeights = (
+        "FP32"  # what the optimizer updates; another than FP32 needs precision bf16
+    )
     seed: int
 
     @property

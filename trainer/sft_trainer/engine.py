@@ -9,22 +9,20 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
 
 from sft_trainer import parameters
 from sft_trainer.config import Precision, TrainConfig
 from sft_trainer.errors import UserError
 from sft_trainer.lossscale import LossScaler
+from sft_trainer.optimizers import optimizer
 
 logger = logging.getLogger(__name__)
 
 Engine = Any  # deepspeed.DeepSpeedEngine publishes no types
 _BUCKET_ELEMENTS = {"cpu": 10_000_000, "gpu": 200_000_000}  # the default of 5e8 would take 2 GB of a laptop
 _NEVER = 2**31  # steps between DeepSpeed's own progress lines
-_KINDS: dict[str, type[torch.optim.Adam]] = {
-    "AdamW": torch.optim.AdamW,
-    "Adam": torch.optim.Adam,
-}  # they differ in how weights decay
 
 
 def deepspeed_config(config: TrainConfig, precision: Precision) -> dict[str, Any]:
@@ -81,6 +79,9 @@ def deepspeed_config(config: TrainConfig, precision: Precision) -> dict[str, Any
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16"},
     }
+    if training.master_weights != "FP32":
+        # DeepSpeed would leave the moments' type to the optimizer, which keeps fp32, were it not for its assertion.
+        decided["bf16"] |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
     if precision != "fp32" and stage > 0:  # stage 0 knows no other type than the model's
         decided["data_types"] = {"grad_accum_dtype": "fp32"}
     return merged(merged(defaults, raw), decided)
@@ -111,25 +112,23 @@ def prepare(accelerator: str) -> None:
 
 
 def initialize(model: nn.Module, config: TrainConfig, settings: dict[str, Any]) -> Engine:
-    """The engine around `model`, with torch's fused Adam or AdamW; after `prepare`."""
+    """The engine around `model`, with the optimizer that `config` asks for; after `prepare`."""
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, config), config=settings)
+    _undo_first_step(engine)
     if engine.fp16_enabled():
         engine.optimizer.loss_scaler = LossScaler.like(engine.optimizer.loss_scaler)
     engine.train()  # from_pretrained leaves a model in evaluation mode, without dropout or recomputation
     return engine
 
 
-def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW; weight decay applies to matrices only, as usual: not to norms and biases."""
-    chosen = config.training.optimizer
-    return _KINDS[chosen.type](
-        parameters.groups(model, config.training.parameter_groups, chosen.weight_decay),
-        lr=config.training.learning_rate,
-        betas=chosen.betas,
-        eps=chosen.eps,
-        weight_decay=chosen.weight_decay,
-        fused=True,
-    )
+def _undo_first_step(engine: Engine) -> None:
+    """Where nothing is partitioned, DeepSpeed makes the optimizer's state by a step without gradients.
+
+    It would count, and decay the weights.
+    """
+    if isinstance(engine.optimizer, FP16_UnfusedOptimizer):
+        engine.optimizer.optimizer.state.clear()
+        engine.optimizer.refresh_fp32_params()
 
 
 def set_learning_rate(engine: Engine, rate: float) -> None:

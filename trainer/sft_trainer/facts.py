@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from sft_trainer import layout, weights
-from sft_trainer.config import ModelFacts
+from sft_trainer.config import ModelFacts, ParameterGroup
 from sft_trainer.errors import UserError
+from sft_trainer.patterns import first_match
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -81,6 +82,16 @@ def embedding_parameters(shapes: Shapes, tied: bool) -> int:
         for name, shape in shapes.items()
         if weights.EMBEDDING.search(name) or (weights.HEAD.search(name) and not tied)
     )
+
+
+def trained_parameters(shapes: Shapes, tied: bool, wanted: Sequence[ParameterGroup]) -> int:
+    """Elements of all tensors that no pattern freezes, by the names in the files: where a model has others they count."""
+    left = {
+        name: shape
+        for name, shape in shapes.items()
+        if (group := first_match(name, wanted)) is None or not group.freeze
+    }
+    return parameters(left, tied)
 
 
 def lora_parameters_per_rank(shapes: Shapes) -> int:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from sft_trainer import engine as engines
+from sft_trainer import optimizers
 from sft_trainer.batches import Plan
 from sft_trainer.checkpoint.commit import Store, steps
 from sft_trainer.checkpoint.state import TrainerState
@@ -249,6 +250,7 @@ def save_checkpoint(parts: Parts, step: int, loss: float | None) -> None:
         world_size=parts.world.size,
         zero_stage=config.deepspeed.zero_stage,
         precision=parts.precision,
+        optimizer=optimizers.family(config),
         packed=plan.packed,
         learning_rate=_rate(parts, step - 1),
         loss=loss,

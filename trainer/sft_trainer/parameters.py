@@ -15,6 +15,7 @@ from torch import nn
 
 from sft_trainer.config import ParameterGroup
 from sft_trainer.errors import UserError
+from sft_trainer.patterns import first_match
 
 LEARNING_RATE_FACTOR = "learning_rate_factor"  # key of an optimizer's group
 _NEAR = 5  # names in a message
@@ -72,7 +73,7 @@ def _first(
     names: Iterable[str], wanted: Sequence[ParameterGroup]
 ) -> Iterable[tuple[str, ParameterGroup | None]]:
     for name in names:
-        yield name, next((group for group in wanted if fnmatchcase(name, group.pattern)), None)
+        yield name, first_match(name, wanted)
 
 
 def _nothing(pattern: str, names: Sequence[str]) -> str:

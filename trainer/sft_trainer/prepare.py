@@ -21,7 +21,7 @@ from types import FrameType
 
 from pydantic import ValidationError
 
-from sft_trainer import layout, models, outcome
+from sft_trainer import facts, layout, models, outcome, weights
 from sft_trainer.checkpoint.files import write_atomically
 from sft_trainer.config import (
     ENV_CONFIG,
@@ -98,6 +98,7 @@ def prepare(config: PrepareConfig, workspace: Path) -> PrepareResult:
     """Model and data of `config`, ready on the volume; TrainerError if that cannot be."""
     started = time.monotonic()
     model = models.resolve(config.model, workspace)
+    model = _without_frozen(model, config, workspace)
     _check_length(config, model)
     directory = workspace / model.directory
     words = tokenizer.Tokenizer(directory)
@@ -121,6 +122,15 @@ def prepare(config: PrepareConfig, workspace: Path) -> PrepareResult:
         data.fill_percent,
     )
     return PrepareResult(model=model, data=data)
+
+
+def _without_frozen(model: ModelFacts, config: PrepareConfig, workspace: Path) -> ModelFacts:
+    """The facts with how much is trained, where something is frozen."""
+    if not config.freezing:
+        return model
+    shapes = weights.shapes(workspace / model.directory)
+    trained = facts.trained_parameters(shapes, model.tied_embeddings, config.freezing)
+    return model.model_copy(update={"trained_parameters": trained})
 
 
 def read_config(path: Path) -> PrepareConfig:

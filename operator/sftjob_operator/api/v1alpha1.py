@@ -257,8 +257,18 @@ class Scheduler(ApiModel):
 class Optimizer(ApiModel):
     """The optimizer."""
 
-    type: Literal["AdamW", "Adam"] = Field(
-        "AdamW", description="They differ in how weights decay. Default AdamW."
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.momentum) || (has(self.type) && self.type == 'Muon')",
+                "spec.training.optimizer.momentum needs spec.training.optimizer.type: Muon",
+            )
+        )
+    )
+    type: Literal["AdamW", "Adam", "Muon"] = Field(
+        "AdamW",
+        description="AdamW and Adam differ in how weights decay. Muon steps along the nearest orthogonal matrix, at AdamW's "
+        "rates (ZeRO stage 0); embeddings, head, norms and biases go by AdamW. Default AdamW.",
     )
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = Field(
         default_factory=lambda: [0.9, 0.999], description="Decay of the two moments. Default [0.9, 0.999]."
@@ -269,6 +279,7 @@ class Optimizer(ApiModel):
         description="Decay of matrices: of the weights themselves with AdamW, added to their gradients with "
         "Adam. Default 0.",
     )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.95, description="Of Muon. Default 0.95.")
 
 
 class ParameterGroup(ApiModel):
@@ -327,6 +338,11 @@ class Training(ApiModel):
                 "spec.training.lora needs spec.training.method: LoRA or QLoRA",
             ),
             (
+                "!has(self.masterWeights) || self.masterWeights == 'FP32' || !has(self.precision) || "
+                "self.precision == 'bf16'",
+                "spec.training.masterWeights: BF16 and BF16StochasticRounding need spec.training.precision: bf16",
+            ),
+            (
                 "!has(self.scheduler) || !has(self.scheduler.minLearningRate) || "
                 "double(self.scheduler.minLearningRate) <= "
                 "double(has(self.learningRate) ? self.learningRate : 0.00002)",
@@ -378,7 +394,13 @@ class Training(ApiModel):
     precision: Literal["bf16", "fp16", "fp32"] | None = Field(
         None,
         description="Absent = bf16 where the hardware has it, else fp16 on a GPU (fp32 with ZeRO stage 0) and fp32 "
-        "on a CPU. fp16 scales losses dynamically. The optimizer always works in fp32.",
+        "on a CPU. fp16 scales losses dynamically. The optimizer computes in fp32.",
+    )
+    master_weights: Literal["FP32", "BF16", "BF16StochasticRounding"] = Field(
+        "FP32",
+        description="What the optimizer updates. BF16 keeps no fp32 copy of the weights (precision bf16, ZeRO stage 2 or "
+        "3), 2 to 4 bytes less for each, and loses small updates; BF16StochasticRounding keeps them on average. Default "
+        "FP32.",
     )
     seed: Annotated[int, Field(ge=0, le=2147483647)] = Field(
         42, description="Same seed, data and size: same result. Default 42."

@@ -40,6 +40,7 @@ def prepare_config(job: SFTJob) -> config.PrepareConfig:
             on_invalid_row=data.on_invalid_row,
             deduplicate=data.deduplicate,
         ),
+        freezing=_freezing(job),
         seed=job.spec.training.seed,
     )
 
@@ -138,6 +139,7 @@ def _training(job: SFTJob, chosen: Plan, wanted: Intent) -> config.Training:
             betas=(beta1, beta2),
             eps=spec.optimizer.eps,
             weight_decay=spec.optimizer.weight_decay,
+            momentum=spec.optimizer.momentum,
         ),
         loss=config.Loss(**spec.loss.model_dump()) if spec.loss else None,
         neftune_alpha=spec.neftune_alpha,
@@ -147,8 +149,20 @@ def _training(job: SFTJob, chosen: Plan, wanted: Intent) -> config.Training:
         if spec.early_stopping
         else None,
         precision=wanted.precision or "Auto",
+        master_weights=spec.master_weights,
         seed=spec.seed,
     )
+
+
+def _freezing(job: SFTJob) -> list[config.ParameterGroup]:
+    """The patterns that decide what is frozen, where all weights would be trained; rates are not preparation's."""
+    training = job.spec.training
+    if training.method != "Full" or not any(group.freeze for group in training.parameter_groups):
+        return []
+    return [
+        config.ParameterGroup(pattern=group.pattern, freeze=group.freeze)
+        for group in training.parameter_groups
+    ]
 
 
 def _lora(job: SFTJob) -> config.LoRA:

@@ -8,7 +8,9 @@ from sft_trainer.config import ModelFacts
 from sftjob_operator.api.status import PlanStatus
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.batch import SpecError
+from sftjob_operator.planning.combinations import refuse_what_cannot_work_together
 from sftjob_operator.planning.hardware import Hardware, gibibytes, mebibytes, quantity_bytes
+from sftjob_operator.planning.intent import intent
 from sftjob_operator.planning.plan import NoFit, Plan, plan
 
 _MOST_NODES = 64
@@ -101,6 +103,11 @@ def _changes(spec: Spec, model: ModelFacts, hardware: Hardware) -> list[str]:
         fits = next((name for name in less if _would_fit(spec, model, hardware, changes[name])), None)
         if fits is not None:
             found.append(f"spec.training.method: {fits}{words}")
+    optimizer = spec.training.optimizer.model_copy(update={"type": "AdamW"})
+    if spec.training.optimizer.type == "Muon" and _would_fit(
+        spec, model, hardware, {"training": {"optimizer": optimizer}}
+    ):
+        found.append("spec.training.optimizer.type: AdamW")
     length = spec.data.max_length // 2
     while length >= 256:
         if _would_fit(spec, model, hardware, {"data": {"max_length": length}}):
@@ -134,8 +141,10 @@ def _would_fit(spec: Spec, model: ModelFacts, hardware: Hardware, change: Change
 
 def _planned(spec: Spec, model: ModelFacts, hardware: Hardware, change: Changes) -> Plan | None:
     parts = {name: getattr(spec, name).model_copy(update=update) for name, update in change.items()}
+    changed = spec.model_copy(update=parts)
     try:
-        found = plan(spec.model_copy(update=parts), model, hardware)
+        refuse_what_cannot_work_together(changed, intent(changed))
+        found = plan(changed, model, hardware)
     except SpecError:
         return None
     return found if isinstance(found, Plan) else None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.batch import SpecError
 from sftjob_operator.planning.intent import Intent, is_dora, trains_rows
-from sftjob_operator.planning.rawkeys import RAW, section_of
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,12 @@ class Row:
     meets: Callable[[Spec, Intent], bool]
 
 
-def _secondary(wanted: Intent) -> int:
-    size = section_of(wanted.raw, "zero_optimization").get("zero_hpz_partition_size", 1)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise SpecError(
-            "DeepSpeedConfigInvalid",
-            f"{RAW}.zero_optimization.zero_hpz_partition_size is {size!r}, but must be a whole number above 0",
-        )
-    return size
+def _bf16_masters(spec: Spec) -> bool:
+    return spec.training.master_weights != "FP32"
+
+
+def _is_muon(spec: Spec) -> bool:
+    return spec.training.optimizer.type == "Muon"
 
 
 ROWS = (
@@ -103,16 +100,75 @@ ROWS = (
         ),
     ),
     Row(
+        "training.optimizer.type Muon and deepspeed.zeroStage 1, 2 or 3",
+        "it takes matrices to orthogonal ones, and ZeRO's partitions are not matrices (DeepSpeed's own Muon gathers "
+        "them, but clips its steps instead of gradients)",
+        "set deepspeed.zeroStage to 0, or remove it; or training.optimizer.type to AdamW",
+        lambda spec, wanted: _is_muon(spec) and wanted.zero_stage in (1, 2, 3),
+    ),
+    Row(
+        "training.optimizer.type Muon and deepspeed.offloadOptimizer or offloadParameters CPU",
+        "it works at stage 0, which has no partition that could be elsewhere",
+        "remove what is offloaded, or set training.optimizer.type to AdamW",
+        lambda spec, wanted: (
+            _is_muon(spec) and "CPU" in (wanted.offload_optimizer, wanted.offload_parameters)
+        ),
+    ),
+    Row(
+        "training.optimizer.type Muon and training.method LoRA or QLoRA",
+        "an update is the product of an adapter's two matrices, and is not orthogonal when each of them is",
+        "set training.optimizer.type to AdamW",
+        lambda spec, wanted: _is_muon(spec) and spec.training.method != "Full",
+    ),
+    Row(
+        "training.optimizer.type Muon and training.precision fp16",
+        "it works at stage 0, where DeepSpeed accumulates gradients in fp16 and small ones vanish",
+        "set training.precision to bf16 or fp32, or remove it",
+        lambda spec, wanted: _is_muon(spec) and wanted.precision == "fp16",
+    ),
+    Row(
+        "training.optimizer.type Muon and training.masterWeights BF16 or BF16StochasticRounding",
+        "it has no step for bf16 weights",
+        "remove training.masterWeights, or set training.optimizer.type to AdamW",
+        lambda spec, wanted: _is_muon(spec) and _bf16_masters(spec),
+    ),
+    Row(
+        "training.masterWeights BF16 or BF16StochasticRounding and training.precision fp16 or fp32",
+        "the weights that are updated are those that are computed with",
+        "set training.precision to bf16, or remove it",
+        lambda spec, wanted: _bf16_masters(spec) and wanted.precision != "bf16",
+    ),
+    Row(
+        "training.masterWeights BF16 or BF16StochasticRounding and deepspeed.zeroStage 0 or 1",
+        "there DeepSpeed keeps fp32 master weights whatever is asked for",
+        "set deepspeed.zeroStage to 2 or 3 (on a single GPU too), or remove it",
+        lambda spec, wanted: _bf16_masters(spec) and wanted.zero_stage in (0, 1),
+    ),
+    Row(
+        "training.masterWeights BF16 or BF16StochasticRounding and deepspeed.offloadOptimizer or offloadParameters CPU",
+        "DeepSpeed then updates bf16 weights with its own CPUAdam only, which would be compiled at the first use",
+        "remove what is offloaded, or set training.masterWeights to FP32",
+        lambda spec, wanted: (
+            _bf16_masters(spec) and "CPU" in (wanted.offload_optimizer, wanted.offload_parameters)
+        ),
+    ),
+    Row(
         "deepspeed.config.zero_optimization.zero_hpz_partition_size and any zeroStage but 3",
         "it is a second partition of the weights, which only stage 3 partitions",
         "set deepspeed.zeroStage to 3, or remove the key",
-        lambda spec, wanted: _secondary(wanted) > 1 and wanted.zero_stage != 3,
+        lambda spec, wanted: wanted.secondary_size > 1 and wanted.zero_stage != 3,
     ),
     Row(
         "deepspeed.config.zero_optimization.zero_hpz_partition_size and a number of ranks that it does not divide",
         "every group of so many ranks holds all weights",
         "set it to the number of ranks of a node, or remove the key",
-        lambda spec, wanted: _secondary(wanted) > 1 and wanted.world_size % _secondary(wanted) > 0,
+        lambda spec, wanted: wanted.secondary_size > 1 and wanted.world_size % wanted.secondary_size > 0,
+    ),
+    Row(
+        "deepspeed.config.zero_optimization.zero_quantized_* and any zeroStage but 3, or workers.gpusPerNode 0",
+        "what is quantised is stage 3's communication, by a kernel of GPUs",
+        "set deepspeed.zeroStage to 3, or remove the key",
+        lambda spec, wanted: wanted.quantizes and (wanted.zero_stage != 3 or wanted.accelerator == "cpu"),
     ),
 )
 

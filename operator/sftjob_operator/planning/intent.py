@@ -13,7 +13,13 @@ from typing import Any, Literal
 from sft_trainer.config import Offload, Precision, Recompute
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.batch import SpecError, batch_sizes
-from sftjob_operator.planning.rawkeys import RAW, handed_on, refuse_what_would_be_ignored, section_of
+from sftjob_operator.planning.rawkeys import (
+    QUANTIZED,
+    RAW,
+    handed_on,
+    refuse_what_would_be_ignored,
+    section_of,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,12 @@ class Intent:
     zero_stage: int | None
     offload_optimizer: Offload | None
     offload_parameters: Offload | None
-    highest_stage: int
+    stages: tuple[int, ...]
+    """The ZeRO stages at which what is trained, and how, works (combinations)."""
+    may_offload: bool
+    secondary_size: int
+    """Ranks that hold all weights between them beside the partition over all ranks (hpZ); 1 = none do."""
+    quantizes: bool
     activation_checkpointing: Recompute | None
     precision: Precision | None
     max_grad_norm: float
@@ -64,7 +75,10 @@ def intent(spec: Spec) -> Intent:
         offload_parameters=_offload(
             raw, "offload_param", "offloadParameters", spec.deepspeed.offload_parameters
         ),
-        highest_stage=_highest_stage(spec),
+        stages=_stages(spec),
+        secondary_size=_secondary_size(raw),
+        quantizes=any(section_of(raw, "zero_optimization").get(key) for key in QUANTIZED),
+        may_offload=spec.training.master_weights == "FP32" and spec.training.optimizer.type != "Muon",
         activation_checkpointing=spec.deepspeed.activation_checkpointing,
         precision=precision,
         max_grad_norm=norm,
@@ -84,9 +98,12 @@ def _zero_stage(spec: Spec, raw: Mapping[str, Any]) -> int | None:
     return int(value)
 
 
-def _highest_stage(spec: Spec) -> int:
-    """The highest ZeRO stage at which this method works (combinations)."""
-    return 2 if is_dora(spec) or trains_rows(spec) or spec.training.method == "QLoRA" else 3
+def _stages(spec: Spec) -> tuple[int, ...]:
+    if spec.training.optimizer.type == "Muon":
+        return (0,)
+    needs_whole = is_dora(spec) or trains_rows(spec) or spec.training.method == "QLoRA"
+    lowest = 0 if spec.training.master_weights == "FP32" else 2
+    return tuple(range(lowest, 3 if needs_whole else 4))
 
 
 def is_dora(spec: Spec) -> bool:
@@ -99,6 +116,16 @@ def trains_rows(spec: Spec) -> bool:
     return bool(spec.model.add_tokens) and spec.training.method != "Full"
 
 
+def _secondary_size(raw: Mapping[str, Any]) -> int:
+    size = section_of(raw, "zero_optimization").get("zero_hpz_partition_size", 1)
+    if not _is_integer(size) or size < 1:
+        raise SpecError(
+            "DeepSpeedConfigInvalid",
+            f"{RAW}.zero_optimization.zero_hpz_partition_size is {size!r}, but must be a whole number above 0",
+        )
+    return int(size)
+
+
 def _offload(raw: Mapping[str, Any], name: str, alias: str, typed: Offload | None) -> Offload | None:
     section, path = section_of(raw, f"zero_optimization.{name}"), f"{RAW}.zero_optimization.{name}.device"
     if not section:
@@ -107,7 +134,7 @@ def _offload(raw: Mapping[str, Any], name: str, alias: str, typed: Offload | Non
     if device == "nvme":
         raise SpecError(
             "DeepSpeedConfigUnsupported",
-            f"{path}: offloading to NVMe is not supported, DeepSpeed compiles its asynchronous I/O at the first use; "
+            f"{path}: offloading to NVMe is not supported, DeepSpeed's checkpoints of it cannot be continued exactly; "
             f"write cpu, or set spec.deepspeed.{alias}: CPU",
         )
     if device not in ("cpu", "none"):
@@ -125,6 +152,8 @@ def _precision(spec: Spec, raw: Mapping[str, Any]) -> Precision | None:
     if bf16 and fp16:
         raise _conflict(f"{RAW}.bf16.enabled", "true", f"{RAW}.fp16.enabled", "true")
     wanted, name = typed, ""
+    if typed is None and spec.training.master_weights != "FP32" and not fp16 and bf16 is None:
+        return "bf16"
     if fp16:
         wanted, name = "fp16", "fp16"
     elif bf16 is not None and not (bf16 is False and typed == "fp16"):

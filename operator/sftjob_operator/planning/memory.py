@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sft_trainer.config import Attention, ModelFacts, Offload, Precision, Recompute
+from sft_trainer.config import Attention, MasterWeights, ModelFacts, Offload, Precision, Recompute
 
 GIB = 2**30
 _BUCKET_ELEMENTS = {"gpu": 200_000_000, "cpu": 10_000_000}  # what sft_trainer.engine asks DeepSpeed for
@@ -64,8 +64,13 @@ class Shape:
     accelerator: Literal["gpu", "cpu"]
     lora_rank: int | None
     """None = all weights are trained."""
+    dora: bool = False
+    lora_dropout: bool = False
     offload_optimizer: Offload = "None"
     offload_parameters: Offload = "None"
+    master_weights: MasterWeights = "FP32"
+    muon: bool = False
+    secondary_size: int = 1
     attention: Attention | None = None
     """None = the pods choose."""
     quantised: bool = False
@@ -96,12 +101,7 @@ class Memory:
 def estimate(model: ModelFacts, shape: Shape) -> Memory:
     """The need of one rank."""
     size = 4 if shape.precision == "fp32" else 2
-    trained = (
-        model.parameters if shape.lora_rank is None else model.lora_parameters_per_rank * shape.lora_rank
-    )
-    if shape.lora_rank is not None and model.added_tokens is not None:
-        rows = model.added_tokens.count * model.hidden_size
-        trained += rows if model.tied_embeddings else 2 * rows
+    trained = _trained(model, shape)
     parameters = model.parameters + (0 if shape.lora_rank is None else trained)
     share, stage = max(shape.world_size, 1), shape.zero_stage
     weights = parameters * size
@@ -110,11 +110,19 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
         # four bits, and what they are multiplied by; one matrix at a time as it computes
         weights -= int(linear * (size - _NF4)) - model.hidden_size * model.intermediate_size * size
     if stage == 3:
-        weights = weights // share + _gathered(model) * size
+        secondary = parameters * size // shape.secondary_size if shape.secondary_size > 1 else 0
+        weights = weights // share + secondary + _gathered(model) * size
     largest = model.vocabulary_size * model.hidden_size
     # fp32: the master copy (not where weights are fp32 themselves and nothing is partitioned), two moments
     master = 0 if size == 4 and stage == 0 else 4
+    if (
+        shape.master_weights != "FP32"
+    ):  # a bf16 copy of what stage 2 updates; stage 3 updates the weights themselves
+        master = 0 if stage == 3 else 2
     optimizer = trained * (master + 8) // (share if stage >= 1 else 1)
+    if shape.muon:  # one moment of hidden matrices, and bf16 and fp32 copies of one of them in its step
+        optimizer -= 4 * max(0, trained - model.embedding_parameters)
+        optimizer += 12 * model.hidden_size * model.intermediate_size
     gradients = trained * 4 // (share if stage >= 2 else 1)
     host = 0
     if shape.offload_optimizer == "CPU" and shape.accelerator == "gpu":  # on a CPU it is the same memory
@@ -130,7 +138,8 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
         loaded = parameters * size if stage < 3 else 0  # whole on the CPU, before any state is there
         host = int((max(host, loaded) + _HOST) * (1 + _SLACK["gpu"]))
     logits = _logits(model, shape, size)
-    activations, overhead = _activations(model, shape, size), _OVERHEAD[shape.accelerator]
+    activations = _activations(model, shape, size) + _of_adapters(model, shape, size)
+    overhead = _OVERHEAD[shape.accelerator]
     needed = weights + gradients + optimizer + bucket + activations + logits + overhead
     return Memory(
         weights=weights,
@@ -143,6 +152,41 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
         slack=int(needed * _SLACK[shape.accelerator]),
         host=host,
     )
+
+
+def _trained(model: ModelFacts, shape: Shape) -> int:
+    """Elements of the parameters that are updated."""
+    if shape.lora_rank is None:
+        return model.parameters if model.trained_parameters is None else model.trained_parameters
+    magnitudes = model.layers * _outputs(model) if shape.dora else 0
+    rows = 0
+    if model.added_tokens is not None:
+        rows = model.added_tokens.count * model.hidden_size * (1 if model.tied_embeddings else 2)
+    return model.lora_parameters_per_rank * shape.lora_rank + magnitudes + rows
+
+
+def _outputs(model: ModelFacts) -> int:
+    """Of a layer's linear layers together: q, k, v, the two projections back; gate and up."""
+    return 5 * model.hidden_size + 2 * model.intermediate_size
+
+
+def _of_adapters(model: ModelFacts, shape: Shape, size: int) -> int:
+    """What adapters on all linear layers keep for the backward pass, beside what the layers keep themselves.
+
+    Dropout: its result and its mask, of every input (6 hidden, 1 intermediate). DoRA: the results of the layer and of
+    the adapter apart; and for a moment the product of the adapter's two matrices, the sum with the weights, and a unit
+    matrix, of the largest layer. `Selective` keeps the adapter's results, as those of all matrix products.
+    """
+    if shape.lora_rank is None:
+        return 0
+    hidden, middle = model.hidden_size, model.intermediate_size
+    outputs, inputs = _outputs(model), 6 * hidden + middle
+    mask = 1 if shape.accelerator == "gpu" else size
+    each = (2 * outputs * size if shape.dora else 0) + (inputs * (size + mask) if shape.lora_dropout else 0)
+    layers = model.layers if shape.checkpointing == "None" else 1
+    kept = model.layers * outputs * size if shape.checkpointing == "Selective" else 0
+    dense = size * (3 * hidden * middle + middle * middle) if shape.dora else 0
+    return shape.micro_batch_size * shape.max_length * (layers * each + kept) + dense
 
 
 def _gathered(model: ModelFacts) -> int:

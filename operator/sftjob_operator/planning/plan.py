@@ -168,6 +168,11 @@ def candidates(
                 precision=precision,
                 accelerator=wanted.accelerator,
                 lora_rank=lora_rank(spec),
+                secondary_size=wanted.secondary_size,
+                dora=spec.training.lora is not None and spec.training.lora.variant == "DoRA",
+                lora_dropout=spec.training.lora is not None and spec.training.lora.dropout > 0,
+                muon=spec.training.optimizer.type == "Muon",
+                master_weights=spec.training.master_weights,
                 quantised=spec.training.method == "QLoRA",
                 offload_optimizer=optimizer,
                 offload_parameters=parameters,
@@ -178,7 +183,8 @@ def candidates(
 
 def expected_precision(wanted: Intent, hardware: Hardware) -> Precision:
     """What the pods will choose (sft_trainer.precision): bf16 on a GPU, unless one is known not to have it."""
-    if wanted.accelerator == "cpu" or (hardware.gpu_bf16 is False and wanted.zero_stage == 0):
+    is_whole = wanted.zero_stage == 0 or wanted.stages == (0,)
+    if wanted.accelerator == "cpu" or (hardware.gpu_bf16 is False and is_whole):
         return "fp32"
     return "fp16" if hardware.gpu_bf16 is False else "bf16"
 
@@ -214,7 +220,7 @@ def _pod_bytes(spec: Spec, hardware: Hardware) -> int | None:
 
 def _offloads(wanted: Intent, host_known: bool) -> list[tuple[Offload, Offload]]:
     """Where optimizer and parameters lie. Of itself only where the pod is known to have memory for them."""
-    free = host_known and wanted.zero_stage in (None, 3) and wanted.highest_stage == 3
+    free = host_known and wanted.zero_stage in (None, 3) and 3 in wanted.stages and wanted.may_offload
     optimizers: tuple[Offload, ...] = ("None", "CPU") if free else ("None",)
     parameters: tuple[Offload, ...] = optimizers
     if wanted.offload_optimizer is not None:
@@ -232,14 +238,17 @@ def _stages(
         return (wanted.zero_stage,)  # type: ignore[return-value]
     if resumed is not None and resumed.zero_stage == 0:
         return () if offloads else (0,)
+    if offloads and not wanted.may_offload:
+        return ()
     if offloads:  # stage 2 accumulates gradients on the CPU in the model's type, 1 keeps them on the GPU
-        return (3,) if wanted.highest_stage == 3 else (1,)
-    if wanted.world_size == 1 and resumed is None:  # nothing to partition; stage 0 has no fp16 (combinations)
-        return (1,) if precision == "fp16" else (0,)
+        return (3,) if 3 in wanted.stages else (1,)
     # Stage 1 reduces gradients once a step, 2 and 3 in every pass: the lowest that fits is the fastest.
-    if not known:
-        return (2,)
-    return (1, 2, 3) if wanted.highest_stage == 3 else (1, 2)
+    order: tuple[Literal[0, 1, 2, 3], ...] = (1, 2, 3) if known else (2,)
+    if wanted.world_size == 1 and resumed is None:  # nothing to partition; stage 0 has no fp16 (combinations)
+        order = (1,) if precision == "fp16" else (0,)
+        if not set(order) & set(wanted.stages):
+            order = (2, 3)
+    return tuple(stage for stage in order if stage in wanted.stages) or (0,)  # Muon
 
 
 def _checkpointing(wanted: Intent) -> tuple[Recompute, ...]:

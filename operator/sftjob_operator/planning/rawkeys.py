@@ -52,7 +52,10 @@ HANDED_ON = frozenset(
 """The trainer lays them over its own configuration."""
 
 _OFFLOADING = "set spec.deepspeed.offloadOptimizer and offloadParameters instead"
-_NVME = "offloading to NVMe is not supported: DeepSpeed compiles its asynchronous I/O at the first use"
+_NVME = (
+    "offloading to NVMe is not supported: DeepSpeed's checkpoints of it cannot be continued exactly, nor by another number "
+    "of ranks"
+)
 _KERNEL = "the optimizer on the CPU is torch's, not DeepSpeed's"
 _EXPERTS = "mixtures of experts are not partitioned by this version"
 _ORDER = "it reorders the data, and resuming would not be exact"
@@ -87,13 +90,16 @@ REFUSED = {
     "seq_parallel_communication_data_type": _SEQUENCE,
     "sequence_parallel_size": _SEQUENCE,
     "sparse_attention": "sparse attention is not supported by this version",
-    "tensor_parallel": "tensor parallelism is not supported by this version",
+    "tensor_parallel": "every rank would hold a share of each layer, which loss, checkpoints and export take for the whole",
     "torch_autocast": _PRECISION,
     "use_data_before_expert_parallelism": _EXPERTS,
     "weight_quantization": "quantised training is not supported by this version",
     "zero_force_ds_cpu_optimizer": _KERNEL,
 }
 """DeepSpeed knows them, but here they would be ignored, or break a promise; with the way to say it instead."""
+
+QUANTIZED = ("zero_quantized_gradients", "zero_quantized_nontrainable_weights", "zero_quantized_weights")
+"""ZeRO++'s; a pod whose image has no quantizer says so (sft_trainer.prebuilt)."""
 
 ZERO_HANDED_ON = frozenset(
     {
@@ -119,6 +125,7 @@ ZERO_HANDED_ON = frozenset(
         "sub_group_size",
         "use_multi_rank_bucket_allreduce",
         "zero_hpz_partition_size",
+        *QUANTIZED,
     }
     | {
         f"{prefix}{key}"  # DeepSpeed takes them with and without
@@ -146,10 +153,6 @@ ZERO_REFUSED = {
     "pipeline_loading_checkpoint": _OURS,
     "save_muon_momentum_buffer_in_memory": "set spec.training.optimizer instead",
     "zenflow": _OFFLOADING,
-    **dict.fromkeys(
-        ("zero_quantized_gradients", "zero_quantized_nontrainable_weights", "zero_quantized_weights"),
-        "DeepSpeed would compile its quantizer at the first use",
-    ),
 }
 OFFLOAD_HANDED_ON = frozenset({"device", "pin_memory"})
 OFFLOAD_REFUSED = {
@@ -161,7 +164,7 @@ OFFLOAD_REFUSED = {
 BF16_HANDED_ON = frozenset({"check_grad_overflow", "enabled", "immediate_grad_update"})
 BF16_REFUSED = dict.fromkeys(
     ("bf16_master_weights_and_grads", "bf16_optimizer_states"),
-    "master weights, gradients and optimizer states are kept in fp32",
+    "set spec.training.masterWeights instead",
 )
 FP16_HANDED_ON = frozenset(
     {

@@ -148,10 +148,11 @@ def load(engine: Engine, saved: Saved, rank: int) -> None:
 def _begin_state(inner: torch.optim.Optimizer, flats: Sequence[torch.Tensor], step: float) -> None:
     """As after `step` steps, with moments of zero: before its first step an optimizer has no state."""
     for flat in flats:
-        # DeepSpeed's CPU optimizer counts in Python, torch's fused one on the device.
+        # bf16adam.py counts in Python, torch's fused one on the device.
         fused = isinstance(inner, torch.optim.Adam)  # AdamW is one
         count = torch.tensor(step, dtype=torch.float32, device=flat.device) if fused else int(step)
-        inner.state[flat] = {"step": count, **{key: torch.zeros_like(flat) for key in MOMENTS}}
+        moments = {key: torch.zeros_like(flat, dtype=torch.float32) for key in MOMENTS}
+        inner.state[flat] = {"step": count, **moments}
 
 
 def _fill_stage3(parameter: Any, fragments: Sequence[Fragment], rank: int) -> None:

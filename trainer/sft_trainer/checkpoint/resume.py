@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from sft_trainer import optimizers
 from sft_trainer.batches import Plan
 from sft_trainer.checkpoint import manifest, reshard, state
 from sft_trainer.checkpoint.commit import ENGINE_TAG, STAGING, fact, steps
@@ -134,6 +135,21 @@ def require_known_stage(saved: TrainerState, config: TrainConfig) -> None:
             "ZeROStageChanged",
             f"step-{saved.step} was saved with ZeRO stage {saved.zero_stage} and this run has {stage}: set "
             f"deepspeed.zeroStage to {saved.zero_stage if saved.zero_stage == 0 else '1, 2 or 3'}",
+        )
+
+
+def require_same_optimizer(saved: TrainerState, config: TrainConfig) -> None:
+    """Nothing when this run's optimizer can go on from the state in `saved`.
+
+    Raises:
+        UserError: it is another's.
+    """
+    mine = optimizers.family(config)
+    if saved.optimizer != mine:
+        raise UserError(
+            "OptimizerChanged",
+            f"step-{saved.step} was saved with the optimizer state of {saved.optimizer} and this run has {mine}: set "
+            "training.optimizer.type and training.masterWeights back, or start under another metadata.name",
         )
 
 

@@ -39,6 +39,7 @@ class TrainerState(Report):
     world_size: int
     zero_stage: int
     precision: Precision
+    optimizer: str = "Adam"  # sft_trainer.optimizers.family
     packed: bool
     learning_rate: float
     loss: float | None
