@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sft_trainer import attention, loop, model, neftune, parameters, precision, sequence_parallel
 from sft_trainer import engine as engines
-from sft_trainer import loop, model, neftune, parameters, precision
 from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import fence, owner, resume
 from sft_trainer.checkpoint.commit import Store
@@ -37,7 +37,7 @@ from sft_trainer.prefetch import Prefetch
 from sft_trainer.progress import ProgressFile
 from sft_trainer.reporting import Journal, Reporter
 from sft_trainer.run_folder import RunFolder
-from sft_trainer.selfcheck import packing_is_safe, use_loss_head
+from sft_trainer.selfcheck import packing_is_safe, require_exact_split, use_loss_head
 from sft_trainer.starting import Start
 from sft_trainer.stopping import StopSignal
 
@@ -117,14 +117,15 @@ def build(
         seed=config.training.seed,
     )
     parameters.freeze(network, config.training.parameter_groups)
+    group = sequence_parallel.join(config.deepspeed.sequence_parallel_size)
     if config.training.neftune_alpha is not None:
-        neftune.install(network, config.training.neftune_alpha)
+        neftune.install(network, config.training.neftune_alpha, group)
     expected = checkpoint_bytes(*model.counts(network), chosen)
     clock.lap("weights")
     engine = engines.initialize(network, config, settings)
     use_loss_head(engine, cache.train, world)
     clock.lap("engine")
-    packed = config.data.packing == "BestFit" and packing_is_safe(engine, cache.train, world)
+    packed = tells_documents_by_position(config, engine, cache.train, world, group)
     plan = training_plan(config, cache.train.lengths, packed=packed)
     clock.lap("self-check")
     seed_everything(config.training.seed, world.rank)
@@ -173,6 +174,22 @@ def agreed_precision(config: TrainConfig, found: Found | None, world: World) -> 
     )
 
 
+def tells_documents_by_position(
+    config: TrainConfig,
+    engine: engines.Engine,
+    rows: Rows,
+    world: World,
+    group: sequence_parallel.Group | None,
+) -> bool:
+    """Whether batches have position ids and no mask: packed ones, and all whose sequences are split. Collective."""
+    if group is None and config.data.packing == "None":
+        return False
+    safe = packing_is_safe(engine, rows, world)
+    if group is not None:
+        require_exact_split(engine, rows, world, group)
+    return safe
+
+
 def training_plan(config: TrainConfig, lengths: np.ndarray[Any, Any], *, packed: bool) -> Plan:
     """The batches of the whole training."""
     return Plan(
@@ -187,6 +204,7 @@ def training_plan(config: TrainConfig, lengths: np.ndarray[Any, Any], *, packed:
         max_steps=config.training.max_steps,
         max_tokens=config.training.max_tokens,
         packed=packed,
+        sequence_ranks=config.deepspeed.sequence_parallel_size,
     )
 
 
@@ -242,6 +260,8 @@ def finish(parts: loop.Parts, volume: Path, ended: loop.Ended) -> TrainResult:
         if shown.step != ended.step:
             go_back(parts, shown.step)
     parts.reporter.phase("Exporting")
+    if parts.plan.sequence_ranks > 1:
+        attention.use_masked(parts.engine.module)  # what is exported answers to whole sequences
     size = export(parts, volume)
     parts.reporter.phase("Done")
     return TrainResult(

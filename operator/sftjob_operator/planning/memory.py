@@ -51,6 +51,12 @@ class Shape:
     """None = all weights are trained."""
     offload_optimizer: Offload = "None"
     offload_parameters: Offload = "None"
+    sequence_ranks: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Positions of a forward pass of one rank."""
+        return self.micro_batch_size * -(-self.max_length // self.sequence_ranks)
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ def _gathered(model: ModelFacts) -> int:
 
 def _logits(model: ModelFacts, shape: Shape, size: int) -> int:
     """A chunk of them, and the gradient of a trained head, which is summed in fp32 if there are more chunks."""
-    whole = shape.micro_batch_size * shape.max_length * model.vocabulary_size * size
+    whole = shape.tokens * model.vocabulary_size * size
     piece = _LOSS_PIECE[shape.accelerator]
     if model.architecture.startswith(_WHOLE_LOGITS):
         return whole + piece
@@ -141,14 +147,18 @@ def _activations(model: ModelFacts, shape: Shape, size: int) -> int:
 
     2 norm outputs, q, k, v, attention output, its projection and the residual (8 hidden), gate, up,
     activation and their product (4 intermediate); besides two norm inputs in fp32 (2 hidden x 4 bytes).
-    Per layer the mask that tells the documents of a pack apart, twice, in the model's type (measured).
+    Per layer the mask that tells the documents of a pack apart, twice, in the model's type (measured); none where
+    ranks share sequences, which takes attention without one. There attention's output is kept twice, for its heads
+    and for its positions, and while a layer exchanges there are its q, k and v (3 hidden) as sent and as received.
     With checkpointing one layer at a time is there in full, and of every layer its input (Full), or its input, q,
     k, v, attention output, the two projections back (7 hidden), gate and up (2 intermediate) (Selective).
     """
-    tokens = shape.micro_batch_size * shape.max_length
+    tokens, is_split = shape.tokens, shape.sequence_ranks > 1
     hidden, middle = model.hidden_size, model.intermediate_size
-    layer = tokens * (size * (8 * hidden + 4 * middle) + 8 * hidden) + 2 * size * tokens * shape.max_length
+    layer = tokens * (size * ((9 if is_split else 8) * hidden + 4 * middle) + 8 * hidden)
+    once = tokens * size * 6 * hidden if is_split else 0
+    layer += 0 if is_split else 2 * size * tokens * shape.max_length
     kept = {"None": 0, "Selective": 7 * hidden + 2 * middle, "Full": hidden}[shape.checkpointing]
     if kept:
-        return tokens * model.layers * size * kept + layer
-    return model.layers * layer
+        return tokens * model.layers * size * kept + layer + once
+    return model.layers * layer + once
