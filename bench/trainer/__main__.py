@@ -25,6 +25,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import assets  # noqa: E402 - after the path to our neighbours
+from sft_trainer import precision  # noqa: E402
 
 BENCH = ROOT / ".sftjob" / "bench"
 console = Console()
@@ -35,30 +36,41 @@ def main() -> int:
     data = rows.prepared(BENCH / "workspace", asked.max_length)
     console.print(
         f"{data.rows} rows, {data.tokens / data.rows:.0f} tokens a row, "
-        f"{100 * data.supervised / data.tokens:.0f} % of them supervised"
+        f"{100 * data.supervised / data.tokens:.0f} % of them supervised; {asked.precision}"
     )
-    figures = []
+    work = contenders.Work(data, asked.steps, asked.precision)
+    figures: list[measure.Figures] = []
+    fallen: dict[str, str] = {}  # who ended early, and why
     for repetition in range(asked.repetitions):
-        for name in asked.contenders:
+        for name in [name for name in asked.contenders if name not in fallen]:
             folder = BENCH / "runs" / f"{name}-{repetition}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            contender = contenders.contender(name, data, asked.steps, folder)
-            figures.append(measure.run(contender, asked.steps, asked.warm_up, folder / "log"))
-            one = figures[-1]
+            contender = contenders.contender(name, work, folder)
+            try:
+                one = measure.run(contender, asked.steps, asked.warm_up, folder / "log")
+            except measure.EndedEarlyError as error:
+                fallen[name] = str(error)
+                console.print(f"{error}; the others go on", style="red")
+                continue
+            figures.append(one)
             console.print(
                 f"{name} {repetition + 1}/{asked.repetitions}: {one.tokens_per_second:.0f} tokens/s, "
                 f"first step after {one.first_step_seconds:.0f} s"
             )
             shutil.rmtree(data.workspace / "jobs", ignore_errors=True)
-    console.print(_table(figures, asked.contenders))
+    console.print(_table(figures, [name for name in asked.contenders if _ran(figures, name)]))
     for line in ratios(figures):
         console.print(line)
     results = BENCH / "results" / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
     results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(_document(figures, data, asked), indent=1))
+    results.write_text(json.dumps(_document(figures, fallen, data, asked), indent=1))
     console.print(f"raw figures: {results.relative_to(ROOT)}")
-    return 0
+    return 1 if fallen else 0
+
+
+def _ran(figures: list[measure.Figures], contender: str) -> bool:
+    return any(one.contender == contender for one in figures)
 
 
 def medians(figures: list[measure.Figures], contender: str) -> dict[str, float]:
@@ -108,7 +120,9 @@ def _table(figures: list[measure.Figures], names: list[str]) -> Table:
     return table
 
 
-def _document(figures: list[measure.Figures], data: rows.Prepared, asked: argparse.Namespace) -> dict:
+def _document(
+    figures: list[measure.Figures], fallen: dict[str, str], data: rows.Prepared, asked: argparse.Namespace
+) -> dict:
     return {
         "command": shlex.join(["python", "-m", "bench.trainer", *sys.argv[1:]]),
         "commit": subprocess.run(
@@ -120,10 +134,12 @@ def _document(figures: list[measure.Figures], data: rows.Prepared, asked: argpar
         "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
         "trl": _trl_version(asked.contenders),
         "rows": {"rows": data.rows, "tokens": data.tokens, "supervised": data.supervised},
+        "precision": asked.precision,
         "max_length": asked.max_length,
         "warm_up": asked.warm_up,
         "runs": [one.document() for one in figures],
-        "medians": {name: medians(figures, name) for name in asked.contenders},
+        "medians": {name: medians(figures, name) for name in asked.contenders if _ran(figures, name)},
+        "ended_early": fallen,
     }
 
 
@@ -160,7 +176,12 @@ def _arguments() -> argparse.Namespace:
         choices=[*contenders.NAMES, *contenders.OTHERS],
         help="see docs/benchmarks.md",
     )
+    parser.add_argument(
+        "--precision", choices=["bf16", "fp32"], help="default: bf16 where this CPU computes in it by itself"
+    )
     asked = parser.parse_args()
+    if asked.precision is None:
+        asked.precision = "bf16" if "bf16" in precision.native("cpu") else "fp32"
     if not 1 <= asked.warm_up < asked.steps:
         parser.error("--warm-up: at least 1, and fewer than --steps")
     return asked
@@ -169,5 +190,5 @@ def _arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (assets.FetchError, measure.EndedEarlyError) as error:
+    except assets.FetchError as error:
         sys.exit(f"error: {error}")

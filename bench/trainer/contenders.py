@@ -9,12 +9,13 @@ import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.trainer.measure import Contender, Step, json_step
 from bench.trainer.rows import SEED, Prepared
 
 import assets
-from sft_trainer.config import TrainConfig
+from sft_trainer.config import Precision, TrainConfig
 from sft_trainer.launcher.environment import KEEP_FREED_MEMORY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,14 @@ NAMES = ("ours", "trl", "trl-packing", "floor")
 OTHERS = ("ours-lean", "trl-tuned", "trl-packing-tuned")
 RANKS, MEAN_TOKENS, RATE = 2, 200, 1e-4  # unpacked batches get as many rows as make about a pack
 _STEP = re.compile(r"step (\d+)/\d+ loss ([\d.]+)")
+
+
+class Work(NamedTuple):
+    """What all of them do."""
+
+    data: Prepared
+    steps: int
+    precision: Precision
 
 
 def environment() -> dict[str, str]:
@@ -41,15 +50,15 @@ def environment() -> dict[str, str]:
     }
 
 
-def contender(name: str, data: Prepared, steps: int, folder: Path) -> Contender:
+def contender(name: str, work: Work, folder: Path) -> Contender:
     """One of NAMES or OTHERS; what it writes goes to `folder`."""
     if name.startswith("ours"):
-        return _ours(name, data, steps, folder, lean=name == "ours-lean")
+        return _ours(name, work, folder, lean=name == "ours-lean")
     if name == "floor":
-        return _with_torchrun("floor", sys.executable, "floor.py", data, steps, folder, allocator=True)
+        return _with_torchrun("floor", sys.executable, "floor.py", work, folder, allocator=True)
     python = trl_python()
     tuned, packing = name.endswith("-tuned"), "packing" in name
-    return _with_torchrun(name, python, "trl_sft.py", data, steps, folder, allocator=tuned, packing=packing)
+    return _with_torchrun(name, python, "trl_sft.py", work, folder, allocator=tuned, packing=packing)
 
 
 def trl_python() -> str:
@@ -71,18 +80,19 @@ def _with_torchrun(
     name: str,
     python: str,
     script: str,
-    data: Prepared,
-    steps: int,
+    work: Work,
     folder: Path,
     *,
     allocator: bool,
     packing: bool = True,
 ) -> Contender:
+    data = work.data
     settings = {
         "model": str(data.workspace / data.model),
         "rows": str(data.json),
         "output": str(folder),
-        "steps": steps,
+        "steps": work.steps,
+        "precision": work.precision,
         "packing": packing,
         "max_length": data.max_length,
         "rows_per_rank": round(data.max_length / MEAN_TOKENS),
@@ -94,8 +104,9 @@ def _with_torchrun(
     return Contender(name, [*runner, str(HERE / script), json.dumps(settings)], variables, json_step)
 
 
-def _ours(name: str, data: Prepared, steps: int, folder: Path, *, lean: bool) -> Contender:
+def _ours(name: str, work: Work, folder: Path, *, lean: bool) -> Contender:
     """The real launcher with the configuration that the operator would render."""
+    data = work.data
     job = f"bench-{os.getpid()}-{folder.name}"
     config = {
         "job": {"namespace": "bench", "name": job, "uid": job},
@@ -105,7 +116,7 @@ def _ours(name: str, data: Prepared, steps: int, folder: Path, *, lean: bool) ->
         "data": {"cache": data.cache, "maxLength": data.max_length, "packing": "BestFit"},
         "training": {
             "method": "Full",
-            "maxSteps": steps + 1,  # the last one would be followed by a checkpoint
+            "maxSteps": work.steps + 1,  # the last one would be followed by a checkpoint
             "globalBatchSize": RANKS,
             "microBatchSize": 1,
             "gradientAccumulationSteps": 1,
@@ -113,7 +124,7 @@ def _ours(name: str, data: Prepared, steps: int, folder: Path, *, lean: bool) ->
             "scheduler": {"type": "Constant", "warmupSteps": 0, "minLearningRate": 0},
             "optimizer": {"type": "AdamW", "betas": [0.9, 0.999], "eps": 1e-8, "weightDecay": 0},
             "maxGradNorm": 1.0,
-            "precision": "bf16",
+            "precision": work.precision,
             "seed": SEED,
         },
         "deepspeed": {"zeroStage": 2, "activationCheckpointing": "Full" if lean else "None"},

@@ -1,7 +1,7 @@
 """The floor: the shortest plain PyTorch loop that does the same work, without DeepSpeed and without comfort.
 
-Packed sequences, every document's attention computed on its own, bf16 weights as views of one flat tensor with
-a flat fp32 master beside it, one all-reduce of the flat gradient, the head at supervised positions only. No
+Packed sequences, every document's attention computed on its own, weights as views of one flat tensor (for bf16
+with a flat fp32 master beside it), one all-reduce of the flat gradient, the head at supervised positions only. No
 sharding, no checkpoint, no resume, no metrics, no check: what a general trainer costs is the distance to this.
 One rank, started by torchrun; imports nothing of ours.
 """
@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
@@ -25,7 +27,7 @@ def main() -> None:
     AttentionInterface.register("per_document", per_document)
     AttentionMaskInterface.register("per_document", lambda *_, **__: None)
     model = AutoModelForCausalLM.from_pretrained(
-        settings["model"], dtype=torch.bfloat16, attn_implementation="per_document"
+        settings["model"], dtype=DTYPES[settings["precision"]], attn_implementation="per_document"
     ).train()
     weights, gradients, master = flat(model)
     optimizer = torch.optim.AdamW([master], lr=settings["learning_rate"], weight_decay=0.0, fused=True)
@@ -44,8 +46,9 @@ def main() -> None:
         master.grad = gradients.float()
         torch.nn.utils.clip_grad_norm_([master], 1.0)
         optimizer.step()
-        with torch.no_grad():
-            weights.copy_(master)
+        if master.dtype != weights.dtype:
+            with torch.no_grad():
+                weights.copy_(master)
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         said = {"step": step + 1, "tokens": tokens, "supervised": own, "loss": mean.item()}
@@ -54,7 +57,7 @@ def main() -> None:
 
 
 def flat(model) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Parameter]:
-    """All weights and all gradients as views of one bf16 tensor each, and an fp32 copy of the weights."""
+    """All weights and all gradients as views of one tensor each; the weights in fp32, a copy unless they are."""
     parameters = list(model.parameters())
     weights = torch.cat([p.data.reshape(-1) for p in parameters])
     gradients, start = torch.zeros_like(weights), 0

@@ -58,7 +58,7 @@ def main() -> None:
         args=SFTConfig(
             output_dir=settings["output"],
             use_cpu=True,
-            bf16=True,
+            bf16=settings["precision"] == "bf16",
             gradient_checkpointing=False,
             packing=settings["packing"],
             max_length=settings["max_length"],

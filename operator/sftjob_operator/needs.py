@@ -10,7 +10,7 @@ from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest, Ref
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.batchjob import BatchJob
-from sftjob_operator.observe import Observed, attempt_ref, is_settled, observe
+from sftjob_operator.observe import Observed, attempt_ref, hands_off, is_settled, observe
 from sftjob_operator.prepared import Prepared
 
 QUIET_SECONDS = 4.0
@@ -37,7 +37,7 @@ class Needs:
 
 def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime) -> Needs:
     """Which reads the next `step` for this SFTJob and these Jobs (as the view has them) depends on."""
-    if job.metadata.get("deletionTimestamp") or is_settled(job):
+    if job.metadata.get("deletionTimestamp") or is_settled(job) or hands_off(job) is not None:
         return Needs()
     seen = observe(job, jobs)
     unseen = (attempt_ref(job, seen.number),) if seen.attempt is None and _is_awaited(seen) else ()

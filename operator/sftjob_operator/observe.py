@@ -88,6 +88,16 @@ def is_settled(job: SFTJob) -> bool:
     )
 
 
+def hands_off(job: SFTJob) -> str | None:
+    """Why nothing of this SFTJob is read, made, changed or written; None = it is ours."""
+    manager = job.spec.managed_by
+    if manager is not None and manager != names.MANAGER:
+        return f"spec.managedBy is {manager}: that controller takes care of it, not {names.MANAGER}"
+    if (job.metadata.get("annotations") or {}).get(names.ANNOTATION_PAUSED) == "true":
+        return f"the annotation {names.ANNOTATION_PAUSED} is true: remove it to go on"
+    return None
+
+
 def _prepared(job: SFTJob) -> Prepared:
     kept = stored(job.status)
     if kept is not None and job.status.start_time is not None and kept.result() is not None:

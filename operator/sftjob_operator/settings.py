@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+Level = Literal["Restricted", "Baseline", "Privileged"]
+"""Of the Pod Security Standards."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,8 @@ class Settings:
     """Namespaces to watch, comma-separated; empty = all (needs cluster-wide RBAC)."""
     gpu_memory: str = ""
     """Memory of one GPU (e.g. 80Gi) for the planner; empty = the node label nvidia.com/gpu.memory, else 40Gi."""
+    pod_security: Level = "Baseline"
+    """Restricted, Baseline or Privileged: the Pod Security Standard that podTemplate must keep to."""
     workers: int = 8
     """Reconciles that may run at the same time."""
     resync_seconds: float = 300.0
@@ -48,6 +54,8 @@ class Settings:
                 continue
             kind = default.type
             try:
+                if kind == "Level" and text not in get_args(Level):
+                    raise ValueError(f"one of {', '.join(get_args(Level))}")
                 if kind == "int":
                     values[name] = int(text)
                 elif kind == "float":

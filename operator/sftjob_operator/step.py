@@ -14,16 +14,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sftjob_operator.api.objects import Event, Manifest
+from sftjob_operator.api.objects import Event, Manifest, Ref
 from sftjob_operator.api.status import Condition, Status
 from sftjob_operator.api.v1alpha1 import SFTJob
-from sftjob_operator.effects import Effect
+from sftjob_operator.effects import Delete, Effect
+from sftjob_operator.observe import hands_off
 from sftjob_operator.policy.baseline import baseline
+from sftjob_operator.policy.deadline import seconds_kept
 from sftjob_operator.policy.decide import decide
 from sftjob_operator.policy.decision import Say
 from sftjob_operator.reports import parse_time, sentence
 from sftjob_operator.status import PASSING, conditions, events, phase
 from sftjob_operator.world import World
+
+_REFUSED_SECONDS = 600.0  # until a deletion that was refused is tried again
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,12 @@ def step(world: World) -> Step:
     job, old = world.job, world.job.status
     if job.metadata.get("deletionTimestamp"):
         return Step()  # owner references do the rest
+    if hands_off(job) is not None:
+        return Step()
     decision = decide(world)
     if decision is None:
-        settled = old.model_copy(update={"observed_generation": job.generation})
-        return Step(status=None if settled == old else as_json(settled))
-    says = {**baseline(job, decision.status), **decision.conditions}
+        return _finished(world)
+    says = {**baseline(job, decision.status, world.settings), **decision.conditions}
     found = conditions(old, says, job.generation, world.now)
     new = decision.status.model_copy(
         update={"conditions": found, "phase": phase(found), "observed_generation": job.generation}
@@ -59,6 +64,17 @@ def step(world: World) -> Step:
         events=events(old, found),
         requeue_after=decision.requeue,
     )
+
+
+def _finished(world: World) -> Step:
+    """Nothing more is done for it, but to delete it when its time is over."""
+    job, old = world.job, world.job.status
+    left = seconds_kept(job, world.now)
+    if left is not None and left <= 0 and world.refusal is None:
+        return Step(effects=(Delete(Ref(job.api_version, job.kind, job.namespace, job.name), job.uid),))
+    settled = old.model_copy(update={"observed_generation": job.generation})
+    again = _REFUSED_SECONDS if world.refusal is not None else left
+    return Step(status=None if settled == old else as_json(settled), requeue_after=again)
 
 
 def unreadable(manifest: Manifest, words: str, now: datetime) -> Step:

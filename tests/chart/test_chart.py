@@ -18,12 +18,13 @@ from sftjob_operator.settings import Settings
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "sftjob"
 NAMESPACES = ("--set", "rbac.scope=namespaces", "--set", "rbac.namespaces={team-a,team-b}")
+POLICIES = ("--set", "networkPolicy.enabled=true")
 KUBERNETES = "1.34"
 
 # (API group, resource) -> verbs, in the namespaces of SFTJobs. What calls them: cluster/kubernetes.py for
 # reconcile.py, polling.py and resync.py; watching is Kopf's.
 WORK = {
-    ("sftjob.dev", "sftjobs"): {"get", "list", "watch"},
+    ("sftjob.dev", "sftjobs"): {"get", "list", "watch", "delete"},
     ("sftjob.dev", "sftjobs/status"): {"patch"},
     ("sftjob.dev", "sftjobs/finalizers"): {"update"},  # for blockOwnerDeletion, where the cluster checks it
     ("batch", "jobs"): {"get", "list", "watch", "create", "patch", "delete"},
@@ -113,7 +114,13 @@ def test_helm_lint_has_no_complaint(helm: Path):
 
 @pytest.mark.parametrize(
     "words",
-    [(), NAMESPACES, ("--set", "replicas=2"), ("--set", "crds.install=false,rbac.aggregate=false")],
+    [
+        (),
+        NAMESPACES,
+        (*NAMESPACES, *POLICIES),
+        ("--set", "replicas=2"),
+        ("--set", "crds.install=false,rbac.aggregate=false"),
+    ],
     ids=str,
 )
 def test_every_manifest_is_valid_kubernetes(render: Render, words: tuple[str, ...]):
@@ -297,3 +304,35 @@ def test_chart_version_is_the_project_version():
     project = (CHART.parents[1] / "pyproject.toml").read_text()
     assert f'version = "{chart["version"]}"' in project
     assert chart["appVersion"] == chart["version"]
+
+
+def test_network_policies_select_the_pods_that_are_made(render: Render):
+    from sftjob_operator.api import names
+
+    assert of_kind(render(), "NetworkPolicy") == []
+    manifests = render(*NAMESPACES, *POLICIES)
+    policies = {
+        (one["metadata"]["namespace"], one["metadata"]["name"]): one
+        for one in of_kind(manifests, "NetworkPolicy")
+    }
+    assert set(policies) == {
+        ("sftjob-system", "sftjob"),
+        *(
+            (namespace, f"sftjob-{kind}")
+            for namespace in ("team-a", "team-b")
+            for kind in ("training", "prepare")
+        ),
+    }
+    operator = policies["sftjob-system", "sftjob"]["spec"]["podSelector"]["matchLabels"].items()
+    assert operator <= operator_pod(manifests)["metadata"]["labels"].items()
+    for kind, role in (("training", names.ROLE_TRAIN), ("prepare", names.ROLE_PREPARE)):
+        chosen = policies["team-a", f"sftjob-{kind}"]["spec"]["podSelector"]["matchLabels"]
+        assert chosen.items() <= names.labels("bot", role).items()
+    only_gang = policies["team-a", "sftjob-training"]["spec"]["egress"][1]["to"]
+    assert only_gang == [{"podSelector": policies["team-a", "sftjob-training"]["spec"]["podSelector"]}]
+
+
+def test_with_cluster_scope_the_namespaces_of_network_policies_are_named(render: Render):
+    words = (*POLICIES, "--set", "networkPolicy.namespaces={team-c}")
+    found = {one["metadata"]["namespace"] for one in of_kind(render(*words), "NetworkPolicy")}
+    assert found == {"sftjob-system", "team-c"}

@@ -57,7 +57,7 @@ def test_the_operator_was_denied_nothing_so_far(room: Room):
 
 def test_the_operator_may_not_do_what_it_does_not_do(room: Room):
     for verb, resource in [
-        ("list", "secrets"), ("create", "pods"), ("delete", "sftjobs"), ("update", "sftjobs"), ("create", "pods/exec"),
+        ("list", "secrets"), ("create", "pods"), ("create", "sftjobs"), ("update", "sftjobs"), ("create", "pods/exec"),
         ("delete", "persistentvolumeclaims"), ("create", "rolebindings"), ("get", "nodes"),
     ]:  # fmt: skip
         assert not can(room, ACCOUNT, verb, resource), f"{verb} {resource}"

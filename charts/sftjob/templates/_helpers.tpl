@@ -40,7 +40,7 @@ subjects:
 {{- define "sftjob.rules" -}}
 - apiGroups: [sftjob.dev]
   resources: [sftjobs]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete] # delete: ttlSecondsAfterFinished
 - apiGroups: [sftjob.dev]
   resources: [sftjobs/status]
   verbs: [patch]
@@ -73,4 +73,17 @@ subjects:
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
+{{- end }}
+
+{{- define "sftjob.trainingLabels" -}}
+app.kubernetes.io/managed-by: sftjob-operator
+sftjob.dev/role: train
+{{- end }}
+
+{{- define "sftjob.dns" -}}
+- ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
 {{- end }}

@@ -678,6 +678,23 @@ class Spec(ApiModel):
         )
     )
     suspend: bool = Field(False, description="true = save a checkpoint and release the pods; false goes on.")
+    managed_by: (
+        Annotated[str, Field(min_length=3, max_length=63, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._/-]+$")] | None
+    ) = Field(
+        None,
+        description="The controller that takes care of this job; fixed once it has started. Absent or "
+        "sftjob.dev/operator: this one. Any other value: this operator leaves the job alone.",
+    )
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=315360000)] | None = Field(
+        None,
+        description="The job fails once it has been active for so long, counted from status.startTime, or from the end "
+        "of its last suspension; its pods stop with a checkpoint. Absent = no limit.",
+    )
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=315360000)] | None = Field(
+        None,
+        description="The SFTJob is deleted, with its pods and their logs, so long after it completed or failed; what "
+        "lies on the volume stays. Absent = it stays.",
+    )
     model: Model = Field(description="The base model.")
     data: Data = Field(description="The data.")
     training: Training = Field(default_factory=Training, description="Hyper-parameters.")
@@ -729,6 +746,7 @@ class SFTJob(ApiModel):
                     "workspace",
                     "evaluation",
                     "export",
+                    "managedBy",
                 )
             ],
         )

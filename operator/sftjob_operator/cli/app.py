@@ -93,7 +93,9 @@ def render(
     from sftjob_operator.cli import render as command
     from sftjob_operator.settings import Settings
 
-    sys.stdout.write(command.render(file, facts, namespace, Settings(trainer_image=image)))
+    sys.stdout.write(
+        command.render(file, facts, namespace, Settings(trainer_image=image, pod_security="Privileged"))
+    )
 
 
 @data_app.command("inspect")

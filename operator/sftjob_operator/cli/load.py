@@ -20,6 +20,7 @@ from sftjob_operator.cluster.base import Manifest
 from sftjob_operator.cluster.local.admission import sftjob_schema
 from sftjob_operator.cluster.local.names import LABEL_WORDS, is_label
 from sftjob_operator.cluster.local.schema import unknown_fields
+from sftjob_operator.observe import hands_off
 from sftjob_operator.policy.accept import read_sftjob
 
 _SHOWN = 12  # valid names in one message
@@ -58,9 +59,13 @@ def load(path: Path, namespace: str | None = None) -> Manifest:
 def parse(path: Path, admitted: Manifest) -> SFTJob:
     """The job that the API server has let through."""
     try:
-        return read_sftjob(admitted)
+        job = read_sftjob(admitted)
     except ValueError as error:
         raise CliError(f"{path}: {error}") from None
+    why = hands_off(job)
+    if why is not None:
+        raise CliError(f"{path}: {why}")
+    return job
 
 
 def _check_kind(document: Document) -> None:

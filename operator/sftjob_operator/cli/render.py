@@ -34,7 +34,7 @@ _ATTEMPT = 1
 
 def render(file: Path, facts_file: Path | None, namespace: str | None, settings: Settings) -> str:
     """YAML documents of preparation and of attempt 1, and the equivalent `deepspeed` command in comments."""
-    job = _job(file, namespace)
+    job = _job(file, namespace, settings)
     facts = placeholder_facts() if facts_file is None else _facts(facts_file)
     # Whether a model that nobody has seen fits into the stated memory is not ours to say.
     chosen = plan(job.spec if facts_file else _without_memory(job.spec), facts.model, Hardware())
@@ -109,14 +109,14 @@ def placeholder_facts() -> config.PrepareResult:
     return config.PrepareResult(model=model, data=data)
 
 
-def _job(file: Path, namespace: str | None) -> SFTJob:
+def _job(file: Path, namespace: str | None, settings: Settings) -> SFTJob:
     manifest = load(file, namespace)
     try:
         admitted = admission.admit(manifest, None)
     except Rejected as error:
         raise CliError(f"{file}: {error.message}") from None
     job = parse(file, {**admitted, "metadata": {**admitted["metadata"], "uid": _UID}})
-    wrong = objection(job)
+    wrong = objection(job, settings)
     if wrong is not None:
         raise CliError(f"{file}: {wrong.reason}: {wrong.message}")
     return job

@@ -38,6 +38,7 @@ class Options:
 def run(options: Options, console: Console) -> int:
     """The exit code: 0 complete, 1 failed, 130 interrupted. CliError (2) for what is wrong with the input."""
     manifest = load(options.file, options.namespace)
+    manifest["spec"].pop("ttlSecondsAfterFinished", None)  # here a job stays until `sftjob delete`
     secrets = [furnish.secret(words, manifest["metadata"]["namespace"]) for words in options.secrets]
     if not options.workspace.is_dir():
         raise CliError(f"--workspace {options.workspace}: no such directory")

@@ -25,7 +25,9 @@ from sftjob_operator.settings import Settings
 from sftjob_operator.worker import Workers
 from sftjob_operator.workqueue import WorkQueue
 
-SETTINGS = Settings(trainer_image="local", poll_seconds=1.0, status_seconds=0.0, workers=1)
+SETTINGS = Settings(
+    trainer_image="local", pod_security="Privileged", poll_seconds=1.0, status_seconds=0.0, workers=1
+)
 """Here nobody pays for a status write."""
 LOOK_SECONDS = 0.1
 LOUD_FAILURES = 3

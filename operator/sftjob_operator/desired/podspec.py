@@ -88,7 +88,7 @@ def _spec(job: SFTJob, settings: Settings, part: Part) -> Manifest:
         "terminationGracePeriodSeconds": GRACE_SECONDS if grace is None else grace,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {**_pod_security(), **(theirs.security_context or {})},
+        "securityContext": secured(part.template)["securityContext"],
         **part.spec,
         "containers": [_container(job, settings, part)],
         "volumes": [*_volumes(job, part), *theirs.volumes],
@@ -104,6 +104,17 @@ def _spec(job: SFTJob, settings: Settings, part: Part) -> Manifest:
     return spec
 
 
+def secured(template: PodTemplate) -> Manifest:
+    """What of the PodSpec decides on the rights of the pod: with the user's part merged over ours."""
+    theirs = template.spec
+    container = (theirs.containers[0].security_context or {}) if theirs.containers else {}
+    return {
+        "securityContext": {**_pod_security(), **(theirs.security_context or {})},
+        "containers": [{"securityContext": {**_container_security(), **container}}],
+        "volumes": list(theirs.volumes),
+    }
+
+
 def _container(job: SFTJob, settings: Settings, part: Part) -> Manifest:
     theirs = part.template.spec.containers
     container: Manifest = {
@@ -114,10 +125,7 @@ def _container(job: SFTJob, settings: Settings, part: Part) -> Manifest:
         "resources": part.resources,
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "File",
-        "securityContext": {
-            **_container_security(),
-            **((theirs[0].security_context or {}) if theirs else {}),
-        },
+        "securityContext": secured(part.template)["containers"][0]["securityContext"],
         "volumeMounts": [*_mounts(job, part), *(theirs[0].volume_mounts if theirs else ())],
     }
     if job.spec.workers.image_pull_policy is not None:

@@ -10,11 +10,13 @@ from pydantic import ValidationError
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.v1alpha1 import EnvVar, PodTemplate, SFTJob, Spec
-from sftjob_operator.desired.podspec import OUR_VOLUMES
+from sftjob_operator.desired.podsecurity import violation
+from sftjob_operator.desired.podspec import OUR_VOLUMES, secured
 from sftjob_operator.planning.batch import SpecError
 from sftjob_operator.planning.combinations import refuse_what_cannot_work_together
 from sftjob_operator.planning.hardware import quantity_bytes
 from sftjob_operator.planning.intent import intent
+from sftjob_operator.settings import Level, Settings
 
 _INLINE_BYTES = 512 * 1024  # a ConfigMap holds 1 MiB, and JSON escapes
 
@@ -29,11 +31,12 @@ def read_sftjob(manifest: Manifest) -> SFTJob:
         raise ValueError("; ".join(found) + more) from None
 
 
-def objection(job: SFTJob) -> SpecError | None:
-    """Why this spec cannot run; None when it can."""
+def objection(job: SFTJob, settings: Settings) -> SpecError | None:
+    """Why this spec cannot run, or may not on this platform; None when it can."""
     try:
         wanted = intent(job.spec)
         refuse_what_cannot_work_together(job.spec, wanted)
+        _security(job.spec, settings.pod_security)
         for check in (_environment, _templates, _quantities, _inline):
             check(job.spec)
     except SpecError as error:
@@ -69,6 +72,20 @@ def _taken(template: PodTemplate) -> Iterator[str]:
     for volume in template.spec.volumes:
         if volume.get("name") in OUR_VOLUMES:
             yield f"spec.volumes: {volume['name']} is a volume of the operator's"
+
+
+def _security(spec: Spec, level: Level) -> None:
+    for path, template in (
+        ("spec.workers.podTemplate", spec.workers.pod_template),
+        ("spec.prepare.podTemplate", spec.prepare.pod_template),
+    ):
+        found = violation(secured(template), level)
+        if found is not None:
+            raise SpecError(
+                "PodSecurity",
+                f"{path}.spec.{found}: the Pod Security Standard {level}, which this operator holds jobs to, does not "
+                "allow that: leave it out, or ask the platform's owner for another operator.podSecurity",
+            )
 
 
 def _quantities(spec: Spec) -> None:

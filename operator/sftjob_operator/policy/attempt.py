@@ -40,7 +40,7 @@ def follow(world: World, seen: Observed) -> Answer:
         return _ended(world, record, child, pods)
     if _is_to_be_replaced(world, record, child):
         return _replaced(world, record, child)
-    if is_resized(job, child) and (child.suspended or record.state == "Running"):
+    if is_resized(world, child) and (child.suspended or record.state == "Running"):
         return _resized(world, seen, record, child, pods)
     if job.spec.suspend or child.suspended:
         record = live_record(record, child)
@@ -92,7 +92,7 @@ def _is_to_be_replaced(world: World, record: AttemptStatus, child: BatchJob) -> 
     many nodes, are repaired by a second apply.
     """
     idle = live_record(record, child).state != "Running" and (child.stopped or not child.suspended)
-    return idle and not world.job.spec.suspend and is_outdated(world.job, child)
+    return idle and not world.job.spec.suspend and is_outdated(world, child)
 
 
 def _resized(

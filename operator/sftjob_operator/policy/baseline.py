@@ -8,11 +8,12 @@ from sftjob_operator.planning.advice import fits_message
 from sftjob_operator.policy.accept import objection
 from sftjob_operator.policy.decision import Say
 from sftjob_operator.prepared import data_message
+from sftjob_operator.settings import Settings
 
 
-def baseline(job: SFTJob, status: Status) -> dict[str, Say]:
+def baseline(job: SFTJob, status: Status, settings: Settings) -> dict[str, Say]:
     """One answer per condition type."""
-    wrong = objection(job)
+    wrong = objection(job, settings)
     accepted = (
         Say("True", "Valid", "the spec is consistent")
         if wrong is None

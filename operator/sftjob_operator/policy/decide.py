@@ -7,7 +7,7 @@ from dataclasses import replace
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.effects import Effect
 from sftjob_operator.observe import Observed, is_settled, observe
-from sftjob_operator.policy import attempt, preparation
+from sftjob_operator.policy import attempt, deadline, preparation
 from sftjob_operator.policy.accept import objection
 from sftjob_operator.policy.decision import Answer, Decision, Say, Transition, age, not_running, revisit
 from sftjob_operator.policy.prerequisites import missing, not_shared
@@ -27,10 +27,12 @@ def decide(world: World) -> Decision | None:
         return None
     world = _with_status(world, {"completion_time": None})
     while True:
-        answer = _next(world, observe(world.job, world.jobs))
+        seen = observe(world.job, world.jobs)
+        answer = deadline.exceeded(world, seen) or _next(world, seen)
         effects += answer.effects
         if isinstance(answer, Decision):
-            return _without_refused(world, replace(answer, effects=effects))
+            due = _sooner(answer.requeue, deadline.seconds_left(world, seen))
+            return _without_refused(world, replace(answer, effects=effects, requeue=due))
         world = replace(world, job=world.job.model_copy(update={"status": answer.status}))
 
 
@@ -52,7 +54,7 @@ def _ahead(world: World, seen: Observed) -> Answer:
     job, status = world.job, world.job.status
     if job.spec.suspend:
         return hold(world, status, _living(seen))
-    wrong = objection(job)
+    wrong = objection(job, world.settings)
     if wrong is not None:
         conditions = {
             "Accepted": Say("False", wrong.reason, wrong.message),
@@ -91,6 +93,13 @@ def _living(seen: Observed) -> BatchJob | None:
     """The prepare Job, if it could still run pods."""
     child = seen.preparing
     return None if child is None or child.finished or child.deleting else child
+
+
+def _sooner(requeue: float | None, left: float | None) -> float | None:
+    """The earlier of two looks; a deadline that has passed needs none."""
+    if left is None or left <= 0:
+        return requeue
+    return left if requeue is None else min(requeue, left)
 
 
 def _with_status(world: World, update: dict[str, object]) -> World:

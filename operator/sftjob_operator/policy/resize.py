@@ -21,9 +21,9 @@ from sftjob_operator.policy.suspend import suspension
 from sftjob_operator.world import World
 
 
-def is_resized(job: SFTJob, child: BatchJob) -> bool:
+def is_resized(world: World, child: BatchJob) -> bool:
     """The user asks for another number of pods than this Job has, and nothing else is in the way."""
-    if _is_as_wanted(job, child) or objection(job) is not None:
+    if _is_as_wanted(world.job, child) or objection(world.job, world.settings) is not None:
         return False
     return child.suspended_by_us or not child.suspended
 

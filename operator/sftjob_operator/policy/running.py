@@ -5,7 +5,6 @@ from __future__ import annotations
 from sft_trainer.config import Progress
 from sftjob_operator.api import names
 from sftjob_operator.api.status import AttemptStatus, ProgressStatus, Status
-from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.desired.job import attempt_spec
 from sftjob_operator.pods import Trouble, of_job, trouble
@@ -46,7 +45,7 @@ def watch(world: World, record: AttemptStatus, child: BatchJob, obstacle: str | 
     if obstacle is not None:
         words = f"spec.workers.nodes: {world.job.spec.workers.nodes} is not taken up: {obstacle}"
         running = running._replace(message=f"{running.message}; {words}")
-    elif is_outdated(world.job, child):
+    elif is_outdated(world, child):
         running = running._replace(message=f"{running.message}; {_LATER}")
     return Decision(status, {"Running": running}, requeue=world.settings.poll_seconds)
 
@@ -58,10 +57,11 @@ def not_ready(world: World, child: BatchJob) -> Trouble:
     return trouble(of_job(world.pods, child), child, world.now)
 
 
-def is_outdated(job: SFTJob, child: BatchJob) -> bool:
+def is_outdated(world: World, child: BatchJob) -> bool:
     """The spec, which can be worked on, asks for another Job than this one by now."""
     made_of = child.annotations.get(names.ANNOTATION_SPEC)
-    return made_of not in (None, attempt_spec(job)) and objection(job) is None
+    job = world.job
+    return made_of not in (None, attempt_spec(job)) and objection(job, world.settings) is None
 
 
 def with_progress(status: Status, heard: Progress | None, world: World) -> Status:

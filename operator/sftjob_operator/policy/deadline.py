@@ -1,0 +1,76 @@
+"""Time limits of the whole job: how long it may be active, and how long it stays once it has finished."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sft_trainer.config import FailureClass
+from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.effects import Delete, Effect
+from sftjob_operator.failure import Failure
+from sftjob_operator.observe import Observed
+from sftjob_operator.policy.decision import Decision
+from sftjob_operator.policy.records import new_record
+from sftjob_operator.policy.restart import after_failure, failed
+from sftjob_operator.reports import parse_time, rfc3339
+from sftjob_operator.world import World
+
+EXCEEDED = "DeadlineExceeded"
+
+
+def exceeded(world: World, seen: Observed) -> Decision | None:
+    """The verdict once spec.activeDeadlineSeconds have passed; None before, and where something has ended anyway.
+
+    The pods get their grace period, in which the trainer commits a checkpoint.
+    """
+    left, child = seconds_left(world, seen), seen.attempt
+    if left is None or left > 0:
+        return None
+    if seen.attempt_open and child is not None and (child.finished or child.failing is not None):
+        return None  # first what it came to
+    job = world.job
+    message = (
+        f"spec.activeDeadlineSeconds ({job.spec.active_deadline_seconds}) have passed since "
+        f"{rfc3339(_active_since(job, seen) or world.now)}; what was verified can be gone on from under a new job"
+    )
+    status, effects = job.status, _ended(seen)
+    if seen.attempt_open:
+        record = seen.record or new_record(job, seen.number)
+        why = Failure(FailureClass.INTERRUPTED, EXCEEDED, message)
+        status = after_failure(world, record, why, world.now).status
+    return failed(status, world.now, EXCEEDED, message, effects)
+
+
+def seconds_left(world: World, seen: Observed) -> float | None:
+    """Until the job has been active for too long; None where it may be for ever, or stands still."""
+    limit, since = world.job.spec.active_deadline_seconds, _active_since(world.job, seen)
+    child = seen.attempt if seen.attempt_open else None
+    if limit is None or since is None or world.job.spec.suspend or (child is not None and child.suspended):
+        return None
+    return (since + timedelta(seconds=limit) - world.now).total_seconds()
+
+
+def _active_since(job: SFTJob, seen: Observed) -> datetime | None:
+    """As with batch/v1: the start, or the end of the last suspension; a queue may hold the first attempt for days."""
+    start = parse_time(job.status.start_time)
+    if start is None:
+        return None
+    suspended = next(
+        (c for c in job.status.conditions if c.type == "Suspended" and c.status == "False"), None
+    )
+    resumed = parse_time(suspended.last_transition_time) if suspended else None
+    admitted = seen.attempt.since if seen.attempt is not None and seen.number == 1 else None
+    return max(time for time in (start, resumed, admitted) if time is not None)
+
+
+def _ended(seen: Observed) -> tuple[Effect, ...]:
+    child = seen.attempt if seen.attempt_open else None
+    return () if child is None or child.deleting else (Delete(child.ref, child.uid),)
+
+
+def seconds_kept(job: SFTJob, now: datetime) -> float | None:
+    """Until a finished job goes, by spec.ttlSecondsAfterFinished; None = it stays."""
+    finished, ttl = parse_time(job.status.completion_time), job.spec.ttl_seconds_after_finished
+    if finished is None or ttl is None:
+        return None
+    return (finished + timedelta(seconds=ttl) - now).total_seconds()
