@@ -80,6 +80,36 @@ def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm().clamp(min=1e-6))
 
 
+def kept_bytes(world: World, length: int) -> list[int]:
+    """What a forward pass keeps for the backward pass, parameters aside: with whole sequences, and with shared ones."""
+    model, group = (
+        network("llama", hidden_size=256, intermediate_size=512),
+        sequence_parallel.join(world.size),
+    )
+    assert group is not None
+    assert attention.use_per_document(model)
+    inputs = {
+        "input_ids": torch.ones(1, length, dtype=torch.long),
+        "position_ids": torch.arange(length)[None],
+    }
+    whole = _kept(model, inputs)
+    sequence_parallel.use(model, group)
+    return [whole, _kept(model, {k: sequence_parallel.own_part(each, group) for k, each in inputs.items()})]
+
+
+def _kept(model: Any, inputs: dict[str, torch.Tensor]) -> int:
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no address is used twice
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.model(**inputs, use_cache=False)
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+
+
 def long_step(world: World, volume: str, length: int) -> dict[str, float]:
     """Loss and gradient norm of one optimizer step on the only sequence of that length, over all ranks."""
     engines.prepare("cpu")

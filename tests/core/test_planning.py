@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from sft_trainer.config import ModelFacts
 from sftjob_operator.api.v1alpha1 import Spec
@@ -292,6 +294,13 @@ def test_a_context_that_is_too_long_for_a_gpu_fits_where_eight_share_it():
     said = fits_message(spec(**LONG), found.status())
     assert "micro-batch 1 x 8 per 8 GPUs that share sequences" in said
     assert found.status().sequence_parallel_size == 8
+
+
+def test_the_example_of_a_long_context_fits_eight_gpus_of_80_gib():
+    text = (Path(__file__).resolve().parents[2] / "examples" / "long-context.yaml").read_text()
+    found = plan(read_sftjob(YAML(typ="safe", pure=True).load(text)).spec, GQA_8B, GPU80)
+    assert isinstance(found, Plan)
+    assert (found.sequence_ranks, found.tokens_per_step) == (8, 8 * 131_072)
 
 
 def test_what_is_advised_is_a_size_that_fits():
