@@ -19,12 +19,12 @@ import torch.distributed as dist
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from sft_trainer import attention
+from sft_trainer.distributed import COMPUTING
 from sft_trainer.errors import UserError
 
 SPLIT = "split_sequences"
-_WITHIN_DOCUMENTS = {
-    attention.PER_DOCUMENT
-}  # attentions which need nothing but positions to tell documents apart
+# Attentions of which a head needs nothing but its own queries, keys and values, and positions.
+_WITHIN_DOCUMENTS = {attention.PER_DOCUMENT}
 _FIELD = "deepspeed.sequenceParallelSize"
 # Their frequencies depend on the longest position of a pass, and here each rank sees its own positions.
 _MOVING_ROTATIONS = {"dynamic", "longrope"}
@@ -42,7 +42,7 @@ def join(size: int) -> Group | None:
     """This rank's group of `size` consecutive ranks; None where every rank has whole sequences. Collective."""
     if size == 1:
         return None
-    own, _ = dist.new_subgroups(size)
+    own, _ = dist.new_subgroups(size, timeout=COMPUTING)
     return Group(size, own)
 
 
