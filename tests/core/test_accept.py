@@ -384,7 +384,7 @@ def test_ranks_that_share_sequences_have_to_come_out_even(spec, reason, words):
 
 def test_ranks_that_share_sequences_count_as_one_in_the_batch():
     spec = {"workers": CPUS, "deepspeed": {"sequenceParallelSize": 3}, "training": {"globalBatchSize": 2}}
-    assert objection(read_sftjob(sftjob(**spec))) is None
+    assert objection(read_sftjob(sftjob(**spec)), Settings()) is None
 
 
 def test_an_unacceptable_spec_makes_nothing_and_is_repaired_by_a_second_apply():
