@@ -5,7 +5,7 @@ export SFTJOB_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sftjob
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast soak lint format typecheck generate verify lock cluster cluster-demo cluster-down bench bench-prepare bench-trainer clean
+.PHONY: help install demo test test-fast soak lint format typecheck generate verify lock cluster cluster-demo cluster-down bench bench-prepare bench-metrics bench-trainer clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | column -t -s '|'
@@ -34,11 +34,13 @@ format: install ## let ruff rewrite the sources
 typecheck: install ## mypy, strict
 	@.venv/bin/mypy
 
-generate: install ## CRD, chart copy and API reference from the models
+generate: install ## CRD, chart copy and API reference from the models; the dashboards
 	@$(PYTHON) -m sftjob_operator.api.generate
+	@PYTHONPATH=charts $(PYTHON) -m dashboards
 
 verify: install ## generated files are up to date
 	@$(PYTHON) -m sftjob_operator.api.generate --check
+	@PYTHONPATH=charts $(PYTHON) -m dashboards --check
 
 lock: ## requirements/*.txt from pyproject.toml, with hashes
 	@for extra in operator trainer; do \
@@ -62,6 +64,9 @@ bench: install ## figures of docs/benchmarks.md
 
 bench-prepare: install ## preparation against the bare tokenizer
 	@TOKENIZERS_PARALLELISM=true $(PYTHON) -m bench.prepare
+
+bench-metrics: install ## what metrics cost: a scrape, and their share of a training
+	@PYTHONPATH=operator:trainer $(PYTHON) -m bench.metrics
 
 bench-trainer: install ## tokens/s against TRL and a plain loop on the same work (16 GB; a quick look: ARGS="--repetitions 1 --steps 4")
 	@$(PYTHON) -m bench.trainer $(ARGS)

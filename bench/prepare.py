@@ -1,7 +1,9 @@
-"""`make bench-prepare`: rows per second of preparation, from the file to the finished cache, against the bare tokenizer.
+"""`make bench-prepare`: rows per second of preparation, from the file to the finished cache, against three others.
 
-The bare tokenizer gets the rendered texts in one call and nothing is done with what it returns. Both use all cores; they
-take turns in one run, for the machine may not be quiet. One JSON line for each turn and one for the medians.
+The bare tokenizer gets the rendered texts in one call and nothing is done with what it returns, with the places of the
+tokens (what a mask is usually made of) and without them. `datasets.map` makes tokens and labels of the same file (see
+map_rows.py), with the better of one and two processes. All use all cores and take turns in one run, for the machine may
+not be quiet. One JSON line for each turn and one for the medians.
 """
 
 from __future__ import annotations
@@ -9,24 +11,28 @@ from __future__ import annotations
 import json
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
+from bench.trainer.contenders import trl_python  # noqa: E402
+
 import assets  # noqa: E402 - after the path to it
 from sft_trainer.config import DataConfig  # noqa: E402
-from sft_trainer.data import build  # noqa: E402
+from sft_trainer.data import build, cache  # noqa: E402
 from sft_trainer.data.formats import conversation  # noqa: E402
 from sft_trainer.data.ingest import Recipe  # noqa: E402
 from sft_trainer.data.supervision import supervise  # noqa: E402
 from sft_trainer.data.tokenizer import Tokenizer, chat_template  # noqa: E402
 
-ROWS = 20_000
+ROWS = 10_000
 REPETITIONS = 3
 
 
@@ -36,29 +42,65 @@ def main() -> int:
     template = chat_template(folder, tokenizer, None, folder)
     rows = [row(number) for number in range(ROWS)]
     texts = [supervise(conversation(one, "Messages", {}), template, "Assistant").text for one in rows]
+    measured: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         workspace = Path(name)
-        (workspace / "chats.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-        measured: dict[str, list[float]] = {"prepare": [], "tokenizer": []}
+        chats = workspace / "chats.jsonl"
+        chats.write_text("".join(json.dumps(one) + "\n" for one in rows))
         for number in range(REPETITIONS):
             recipe = Recipe(settings(seed=number), tokenizer, template, 2**31 - 1)
-            measured["prepare"].append(turn("prepare", lambda r=recipe: build.build(r, workspace)))
-            measured["tokenizer"].append(turn("tokenizer", lambda: tokenizer.encode(texts)))
+            turn(measured, "prepare", lambda r=recipe: build.build(r, workspace))
+            turn(measured, "tokenizer", lambda: tokenizer.encode(texts))
+            turn(measured, "tokenizer-without-places", lambda: tokenizer.ids(texts))
+            for processes in (1, 2):
+                said = mapped(chats, folder, processes)
+                measured.setdefault(f"datasets.map-{processes}", []).append(said["seconds"])
         facts = build.build(recipe, workspace)
+        if said["digest"] != digest(cache.TokenCache(workspace / facts.cache).train):
+            sys.exit("datasets.map made other tokens or labels: it is no comparison")
     speeds = {key: round(ROWS / statistics.median(seconds)) for key, seconds in measured.items()}
-    share = round(100 * speeds["prepare"] / speeds["tokenizer"])
-    tokens = round(facts.tokens / facts.rows)
-    print(json.dumps({"rows": ROWS, "tokens_per_row": tokens, "rows_per_second": speeds, "percent": share}))
+    print(
+        json.dumps(
+            {
+                "rows": ROWS,
+                "tokens_per_row": round(facts.tokens / facts.rows),
+                "rows_per_second": speeds,
+                "percent": {key: round(100 * speeds["prepare"] / speed) for key, speed in speeds.items()},
+            }
+        )
+    )
     return 0
 
 
-def turn(what: str, work: Callable[[], object]) -> float:
+def turn(measured: dict[str, list[float]], what: str, work: Callable[[], object]) -> None:
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    report(what, wall, cpu)
+    measured.setdefault(what, []).append(wall)
+
+
+def mapped(chats: Path, folder: Path, processes: int) -> dict:
+    """What `datasets.map` says of its work, in the environment of `make bench-trainer`."""
+    command = [trl_python(), str(ROOT / "bench" / "map_rows.py"), str(chats), str(folder), str(processes)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    said = json.loads(done.stdout)
+    report(f"datasets.map-{processes}", said["seconds"], said["cpu"])
+    return said
+
+
+def report(what: str, wall: float, cpu: float) -> None:
     line = {"rows_per_second": round(ROWS / wall), "cpu_microseconds_per_row": round(cpu / ROWS * 1e6)}
     print(json.dumps({"figure": what, **line}), flush=True)
-    return wall
+
+
+def digest(split: cache.Split) -> str:
+    """Of all ids, and of which of them carry loss."""
+    found = sha256()
+    for index in range(len(split)):
+        ids, weights = split.row(index)
+        found.update(ids.astype("<i4").tobytes() + (weights > 0).tobytes())
+    return found.hexdigest()
 
 
 def row(number: int) -> dict:

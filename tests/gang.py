@@ -26,7 +26,7 @@ from typing import Any, TextIO
 import tiny
 from sft_trainer.config import Outcome, TrainConfig
 from sft_trainer.data.cache import Writer
-from sft_trainer.data.tokenise import Tokens
+from token_rows import Tokens, together
 
 _DEADLINE_SECONDS = 300
 
@@ -196,10 +196,8 @@ def write_cache(folder: Path, train: list[Tokens], held_out: list[Tokens]) -> No
     """A token cache made by hand."""
     folder.mkdir(parents=True)
     writer = Writer(folder)
-    for row in train:
-        writer.add("train", row)
-    for row in held_out:
-        writer.add("eval", row)
+    writer.add("train", together(train))
+    writer.add("eval", together(held_out))
     writer.close()
 
 

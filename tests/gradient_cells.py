@@ -18,8 +18,8 @@ from sft_trainer.batches import MicroBatch
 from sft_trainer.collate import IGNORED, Batch, collate
 from sft_trainer.config import Precision, TrainConfig
 from sft_trainer.data.cache import TokenCache
-from sft_trainer.data.tokenise import Tokens
 from sft_trainer.distributed import World
+from token_rows import Tokens
 
 
 def workspace(root: Path) -> Path:

@@ -8,7 +8,7 @@ back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sftjob_operator.cluster.base import Key, Manifest
@@ -23,13 +23,19 @@ class _Expected:
     written: dict[str, str] = field(default_factory=dict)  # uid: resourceVersion
     deleted: set[str] = field(default_factory=set)  # uids
 
+    @property
+    def since(self) -> float:
+        """When the last of these writes was made."""
+        return self.until - PATIENCE_SECONDS
+
 
 class Freshness:
     """What each key expects to see."""
 
-    def __init__(self) -> None:
-        """Nothing is expected yet."""
+    def __init__(self, lag: Callable[[float], None] = lambda _: None) -> None:
+        """Nothing is expected yet. `lag` is told how long the watch took, each time it has caught up."""
         self._expected: dict[Key, _Expected] = {}
+        self._lag = lag
 
     def wrote(self, key: Key, answer: Manifest) -> None:
         """The cluster answered a write with this object; the view shows SFTJobs and Jobs alone."""
@@ -59,6 +65,7 @@ class Freshness:
         remaining = expected.until - _now()
         if remaining > 0 and not _shows(seen, expected):
             return remaining
+        self._lag(_now() - expected.since)
         del self._expected[key]
         return 0.0
 

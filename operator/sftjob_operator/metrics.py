@@ -6,31 +6,30 @@ scrape by a collector, so a series vanishes with its object and nobody has to re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    Metric,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from sft_trainer.config import Progress
+from sftjob_operator import jobseries
 from sftjob_operator.cluster.base import Key, View
 from sftjob_operator.workqueue import WorkQueue
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PASS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-JOB_GAUGES: tuple[tuple[str, str, Callable[[Progress], float | None]], ...] = (
-    ("step", "Optimizer steps the trainer has done.", lambda progress: progress.step),
-    ("steps", "Optimizer steps in all.", lambda progress: progress.total_steps),
-    ("loss", "Mean training loss of the last step.", lambda progress: progress.loss),
-    ("tokens_per_second", "Tokens per second over all ranks.", lambda progress: progress.tokens_per_second),
-)
+LAG_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class Metrics:
@@ -40,6 +39,7 @@ class Metrics:
         """All series start at zero."""
         disable_created_metrics()  # type: ignore[no-untyped-call] # a second series per counter, read by nobody
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # process_cpu_seconds_total and its like
         self._reconciles = Counter(
             "sftjob_operator_reconcile",
             "Passes over an SFTJob, by result: ok, retry (the cluster failed) or error (we did).",
@@ -61,6 +61,12 @@ class Metrics:
         self._leader = Gauge(
             "sftjob_operator_leader", "1 where this replica does the work, else 0.", registry=self.registry
         )
+        self._watch_lag = Histogram(
+            "sftjob_operator_watch_lag_seconds",
+            "From a write of ours to the pass that saw it in the watch; 5 s and more: it was not waited for.",
+            buckets=LAG_BUCKETS,
+            registry=self.registry,
+        )
         for result in ("ok", "retry", "error"):
             self._reconciles.labels(result)
 
@@ -72,6 +78,10 @@ class Metrics:
     def on_request(self, verb: str, code: str) -> None:
         """The API server answered, or not."""
         self._requests.labels(verb, code).inc()
+
+    def on_watch_lag(self, seconds: float) -> None:
+        """The watch has shown what we wrote so long ago."""
+        self._watch_lag.observe(seconds)
 
     def watch_leader(self, leading: Callable[[], bool]) -> None:
         """Whom to ask whether this replica works."""
@@ -90,10 +100,10 @@ class _World(Collector):
     def __init__(self, queue: WorkQueue[Key], view: View, progress: Mapping[Key, Progress]) -> None:
         self._queue, self._view, self._progress = queue, view, progress
 
-    def describe(self) -> Iterable[GaugeMetricFamily]:
+    def describe(self) -> Iterable[Metric]:
         return []  # nothing is scraped just to register
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         prefix = "sftjob_operator"
         yield GaugeMetricFamily(
             f"{prefix}_queue_depth", "SFTJobs that are due and wait for a worker.", value=self._queue.depth
@@ -103,19 +113,26 @@ class _World(Collector):
             "How long the first of them has been waiting.",
             value=self._queue.oldest_seconds,
         )
-        phases: dict[str, int] = {}
-        for key in self._view.keys():
-            body = self._view.sftjob(key) or {}
-            phase = str((body.get("status") or {}).get("phase") or "Pending")
-            phases[phase] = phases.get(phase, 0) + 1
+        now = datetime.now(UTC)
+        known = {
+            key: jobseries.of(body, self._progress.get(key), now)
+            for key in self._view.keys()
+            if (body := self._view.sftjob(key)) is not None
+        }
         jobs = GaugeMetricFamily(f"{prefix}_jobs", "SFTJobs by phase.", labels=["phase"])
-        for phase, count in sorted(phases.items()):
-            jobs.add_metric([phase], count)
+        phases = [job.phase for job in known.values()]
+        for phase in jobseries.PHASES:
+            jobs.add_metric([phase], phases.count(phase))
         yield jobs
-        for name, text, value in JOB_GAUGES:
-            family = GaugeMetricFamily(f"{prefix}_job_{name}", text, labels=["namespace", "sftjob"])
-            for key, progress in self._progress.items():
-                number = value(progress)
-                if number is not None:
-                    family.add_metric([key.namespace, key.name], number)
-            yield family
+        yield from _of_jobs(known)
+
+
+def _of_jobs(known: Mapping[Key, jobseries.Job]) -> Iterator[Metric]:
+    for series in jobseries.JOB_SERIES:
+        name, labels = f"sftjob_operator_job_{series.name}", ["namespace", "sftjob", *series.labels]
+        kind = CounterMetricFamily if series.is_counter else GaugeMetricFamily
+        family = kind(name, series.text, labels=labels)
+        for key, job in known.items():
+            for extra, number in jobseries.samples(series, job):
+                family.add_metric([key.namespace, key.name, *extra], number)
+        yield family

@@ -86,7 +86,7 @@ def trouble(pods: Sequence[Manifest], job: BatchJob, now: datetime) -> Trouble:
         return Trouble(
             "NodeLost", f"{_name(lost)} on node {_node(lost)} should be gone, but its node does not answer"
         )
-    found = [why for why in (_trouble(pod) for pod in pods) if why is not None]
+    found = [why for why in (pod_trouble(pod) for pod in pods) if why is not None]
     for reason in ("ImagePull", "ContainerConfig", "VolumeMissing", "Unschedulable"):
         for why in found:
             if why.reason == reason:
@@ -122,7 +122,8 @@ def _is_lost(pod: Manifest, now: datetime) -> bool:
     return due is not None and alive and (now - due).total_seconds() > 30
 
 
-def _trouble(pod: Manifest) -> Trouble | None:
+def pod_trouble(pod: Manifest) -> Trouble | None:
+    """Why this pod does not run; None when it does, has ended, or nobody says."""
     scheduled = _condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         words = sentence(str(scheduled.get("message") or scheduled.get("reason") or ""), 700)

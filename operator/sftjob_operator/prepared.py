@@ -79,6 +79,7 @@ def data_status(facts: PrepareResult) -> DataStatus:
         supervised_tokens=data.supervised_tokens,
         truncated_rows=data.truncated_rows,
         dropped_rows=data.dropped_rows,
+        short_rows=data.short_rows,
         skipped_rows=data.skipped_rows,
         duplicate_rows=data.duplicate_rows,
         fill_percent=data.fill_percent,
@@ -94,6 +95,7 @@ def data_message(data: DataStatus) -> str:
     for count, word in (
         (data.truncated_rows, "truncated"),
         (data.dropped_rows, "dropped"),
+        (data.short_rows, "too short"),
         (data.skipped_rows, "skipped"),
         (data.duplicate_rows, "duplicates left out"),
     ):

@@ -69,11 +69,14 @@ class Reconciler:
         *,
         hardware: HardwareSource | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        watch_lag: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """`hardware` tells what the planner plans for; default: the settings, else the nodes' labels."""
+        """`hardware` tells what the planner plans for; default: the settings, else the nodes' labels. `watch_lag`
+        is told how long the watch takes to show our own writes.
+        """
         self._cluster, self._view, self._settings, self._now = cluster, view, settings, now
         self._hardware = hardware or Gpus(cluster, settings)
-        self._fresh = Freshness()
+        self._fresh = Freshness(watch_lag)
         self._poller = ProgressPoller(cluster, settings.poll_seconds)
 
     @property

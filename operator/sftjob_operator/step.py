@@ -18,6 +18,7 @@ from sftjob_operator.api.objects import Event, Manifest, Ref
 from sftjob_operator.api.status import Condition, Status
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.effects import Delete, Effect
+from sftjob_operator.goodput import charged
 from sftjob_operator.observe import hands_off
 from sftjob_operator.policy.baseline import baseline
 from sftjob_operator.policy.deadline import seconds_kept
@@ -60,10 +61,15 @@ def step(world: World) -> Step:
     )
     return Step(
         effects=decision.effects,
-        status=as_json(new) if _is_worth_writing(old, new, world) else None,
+        status=as_json(_accounted(old, new, world.now)) if _is_worth_writing(old, new, world) else None,
         events=events(old, found),
         requeue_after=decision.requeue,
     )
+
+
+def _accounted(old: Status, new: Status, now: datetime) -> Status:
+    """`new` with the time up to now; time alone is no reason to write."""
+    return new.model_copy(update={"goodput": charged(old, now)})
 
 
 def _finished(world: World) -> Step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -258,6 +259,74 @@ def test_the_definition_is_the_generated_one_and_stays_after_an_uninstall(render
     assert of_kind(render("--set", "crds.install=false"), "CustomResourceDefinition") == []
 
 
+APIS = ("--api-versions", "monitoring.coreos.com/v1/PodMonitor,monitoring.coreos.com/v1/PrometheusRule")
+
+
+def monitored(*names: str) -> tuple[str, ...]:
+    return ("--set", ",".join(f"monitoring.{name}.enabled=true" for name in names), *APIS)
+
+
+def test_nothing_of_other_operators_is_asked_for_unless_it_is_wanted(render: Render):
+    groups = {one["apiVersion"].partition("/")[0] for one in render()}
+    assert "monitoring.coreos.com" not in groups
+    assert of_kind(render(), "ConfigMap") == []
+
+
+def test_pod_monitors_find_the_ports_and_labels_that_pods_have(render: Render):
+    manifests = render(*monitored("podMonitors"))
+    operator, trainers = of_kind(manifests, "PodMonitor")
+    assert (
+        operator["spec"]["selector"]["matchLabels"].items()
+        <= operator_pod(manifests)["metadata"]["labels"].items()
+    )
+    (endpoint,) = operator["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] == operator_pod(manifests)["spec"]["containers"][0]["ports"][0]["name"]
+    assert endpoint["honorLabels"], "else the namespace of an SFTJob becomes that of the operator"
+    golden = yaml.safe_load((CHART.parents[1] / "tests/core/golden/gpu-minimal/expected.yaml").read_text())
+    made = [manifest for effects in golden.values() for effect in effects for manifest in effect.values()]
+    pods = [manifest["spec"]["template"] for manifest in made if manifest["kind"] == "Job"]
+    found = [
+        pod
+        for pod in pods
+        if trainers["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    ]
+    assert len(found) == 1, "training pods only: a prepare pod serves no metrics"
+    ports = [port["name"] for port in found[0]["spec"]["containers"][0]["ports"]]
+    assert trainers["spec"]["podMetricsEndpoints"][0]["port"] in ports
+    assert trainers["spec"]["namespaceSelector"] == {"any": True}
+    within = of_kind(render(*NAMESPACES, *monitored("podMonitors")), "PodMonitor")[1]
+    assert within["spec"]["namespaceSelector"] == {"matchNames": ["team-a", "team-b"]}
+
+
+def test_the_rule_is_the_plain_file_with_links_that_lead_somewhere(render: Render):
+    link = ("--set", "monitoring.rules.runbookUrl=https://docs.example.com/sftjob/")
+    (rule,) = of_kind(render(*monitored("rules"), *link), "PrometheusRule")
+    plain = (CHART / "files/rules/sftjob.yaml").read_text()
+    assert rule["spec"] == yaml.safe_load(plain.replace("RUNBOOKS/", "https://docs.example.com/sftjob/"))
+
+
+def test_dashboards_are_the_generated_files_under_the_label_that_grafana_looks_for(render: Render):
+    made = of_kind(render("--set", "monitoring.dashboards.enabled=true"), "ConfigMap")
+    files = {path.name: path.read_text() for path in (CHART / "files/dashboards").glob("*.json")}
+    assert len(files) == 3
+    found = {name: text for one in made for name, text in one["data"].items()}
+    assert {f"sftjob-{name}": json.loads(text) for name, text in files.items()} == {
+        name: json.loads(text) for name, text in found.items()
+    }
+    assert all(one["metadata"]["labels"]["grafana_dashboard"] == "1" for one in made)
+    for one in made:
+        kubernetes_validate.validate(one, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("podMonitors", "PodMonitor"), ("rules", "PrometheusRule")])
+def test_without_prometheus_operator_its_objects_are_refused_by_name(
+    template: Callable[..., Any], name: str, kind: str
+):
+    done = template("--set", f"monitoring.{name}.enabled=true")
+    assert done.returncode != 0
+    assert f"monitoring.{name}.enabled is true, and this cluster does not know {kind}" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -267,6 +336,8 @@ def test_the_definition_is_the_generated_one_and_stays_after_an_uninstall(render
         (("--set", "replicas=0"), "minimum"),
         (("--set", "rbac.scope=galaxy"), "scope"),
         (("--set", "operator.gpuMemory=lots"), "gpuMemory"),
+        (("--set", "monitoring.alerts.enabled=true"), "alerts"),
+        (("--set", "monitoring.podMonitors.interval=often"), "interval"),
         (("--set", "rbac.scope=namespaces"), "rbac.scope is namespaces: list them in rbac.namespaces"),
         (("--set", "rbac.namespaces={a}"), "rbac.namespaces is only for rbac.scope: namespaces"),
         (("--set", "serviceAccount.create=false"), "set serviceAccount.name to one that exists"),

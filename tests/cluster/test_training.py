@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
 import pytest
 
 import demo
+from monitoring.prometheus import scraping
 from rooms import ROOT, SYSTEM, Room, make_room, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.model, pytest.mark.timeout(1500)]
@@ -106,42 +104,21 @@ def test_prometheus_scrapes_operator_and_trainer(story: Room, tmp_path: Path):
     targets = [f"{pod['status']['podIP']}:9400" for pod in pods]
     operators = story.kube.list("pods", SYSTEM, "app.kubernetes.io/name=sftjob")
     targets_operator = [f"{pod['status']['podIP']}:8080" for pod in operators if pod["status"].get("podIP")]
-    config = {
-        "global": {"scrape_interval": "2s"},
-        "scrape_configs": [
-            {"job_name": "trainer", "static_configs": [{"targets": targets}]},
-            {"job_name": "operator", "static_configs": [{"targets": targets_operator}]},
-        ],
-    }
-    (tmp_path / "prometheus.yml").write_text(json.dumps(config))
-    server = subprocess.Popen(
-        [
-            prometheus(),
-            f"--config.file={tmp_path / 'prometheus.yml'}",
-            f"--storage.tsdb.path={tmp_path / 'data'}",
-            "--web.listen-address=127.0.0.1:19090",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    jobs = [
+        {"job_name": "trainer", "static_configs": [{"targets": targets}]},
+        {"job_name": "operator", "honor_labels": True, "static_configs": [{"targets": targets_operator}]},
+    ]
+    with scraping(tmp_path, jobs) as prometheus:
         ranks = until(
             "loss of both ranks",
-            lambda: (
-                query('sft_trainer_step{sftjob="real"}')
-                if len(query('sft_trainer_step{sftjob="real"}')) == 2
-                else None
-            ),
+            lambda: len(found := prometheus.query('sft_trainer_step{sftjob="real"}')) == 2 and found,
             60,
         )
         assert {series["metric"]["rank"] for series in ranks} == {"0", "1"}
         assert all(float(series["value"][1]) > 0 for series in ranks)
-        phases = until("operator", lambda: query('sum(sftjob_operator_jobs{phase="Running"})'), 60)
+        phases = until("operator", lambda: prometheus.query('sum(sftjob_operator_jobs{phase="Running"})'), 60)
         assert float(phases[0]["value"][1]) >= 1
-        assert query("sftjob_operator_queue_depth")
-    finally:
-        server.terminate()
-        server.wait(20)
+        assert prometheus.query("sftjob_operator_queue_depth")
 
 
 def test_the_job_completes_with_columns_filled_and_the_loss_fallen(story: Room):
@@ -191,21 +168,3 @@ def test_deletion_leaves_nothing_but_the_data_on_the_volume(story: Room):
 
     until("children are gone", lambda: not left(), 90, diagnose=lambda: str(left()))
     assert (story.workspace / "jobs/real/export/config.json").exists()
-
-
-def prometheus() -> str:
-    found = shutil.which("prometheus")
-    if found is None:
-        subprocess.run(["apt-get", "install", "-y", "-qq", "prometheus"], capture_output=True)
-        found = shutil.which("prometheus")
-    assert found, "Debian's package prometheus is needed"
-    return found
-
-
-def query(expression: str) -> list[dict]:
-    url = "http://127.0.0.1:19090/api/v1/query?" + urllib.parse.urlencode({"query": expression})
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return json.load(answer)["data"]["result"]
-    except OSError:
-        return []

@@ -16,6 +16,18 @@ DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "planning.md").read_t
 
 # Of every row: what meets it, and what is next to it and works.
 CASES = {
+    "model.attention FlashAttention and workers.gpusPerNode 0": (
+        {"workers": CPU, "model": {"path": "models/tiny", "attention": "FlashAttention"}},
+        {"workers": CPU, "model": {"path": "models/tiny", "attention": "SDPA"}},
+    ),
+    "model.attention FlashAttention and training.precision fp32": (
+        {
+            "workers": GPU,
+            "model": {"path": "models/tiny", "attention": "FlashAttention"},
+            "training": {"precision": "fp32"},
+        },
+        {"workers": GPU, "model": {"path": "models/tiny", "attention": "FlashAttention"}},
+    ),
     "training.precision fp16 and workers.gpusPerNode 0": (
         {"workers": CPU, "training": {"precision": "fp16"}},
         {"workers": GPU, "training": {"precision": "fp16"}},
@@ -45,6 +57,18 @@ CASES = {
             "deepspeed": {"config": {"zero_optimization": {"stage": 3}}},
         },
         {"training": {"method": "LoRA", "lora": {"variant": "DoRA"}}, "deepspeed": {"zeroStage": 2}},
+    ),
+    "training.method QLoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU": (
+        {"training": {"method": "QLoRA"}, "deepspeed": {"zeroStage": 3}},
+        {"training": {"method": "QLoRA"}, "deepspeed": {"zeroStage": 2}},
+    ),
+    "model.addTokens with training.method LoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU": (
+        {
+            "model": {"path": "models/m", "addTokens": ["<|tool|>"]},
+            "training": {"method": "LoRA"},
+            "deepspeed": {"zeroStage": 3},
+        },
+        {"model": {"path": "models/m", "addTokens": ["<|tool|>"]}, "deepspeed": {"zeroStage": 3}},
     ),
     "deepspeed.config.zero_optimization.zero_hpz_partition_size and any zeroStage but 3": (
         {"workers": GPU, "deepspeed": {"config": {"zero_optimization": {"zero_hpz_partition_size": 2}}}},

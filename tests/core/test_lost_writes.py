@@ -60,8 +60,13 @@ def test_a_pass_that_is_cut_off_anywhere_leaves_no_trace(cut, done):
     undisturbed, scene = Interrupted(), Interrupted(cut, done)
     live(undisturbed)
     live(scene)
-    assert scene.status == undisturbed.status
+    assert _without_times(scene) == _without_times(undisturbed)
     assert scene.objects.keys() == undisturbed.objects.keys()
+
+
+def _without_times(scene):
+    """Seconds that a lost pass took are charged to what the status said meanwhile."""
+    return {key: value for key, value in scene.status.items() if key != "goodput"}
 
 
 @pytest.mark.parametrize(("cut", "done"), cuts(), ids=str)

@@ -77,7 +77,17 @@ def test_patience_arrives_with_its_defaults():
 @pytest.mark.parametrize("period", [{"periodSteps": 5}, {"periodSeconds": 60}, {"periodEpochs": 0.5}])
 def test_an_evaluation_period_arrives_in_its_unit(period):
     found = rendered(evaluation=period).evaluation
-    assert found.model_dump(by_alias=True, exclude_none=True) == period
+    assert found.model_dump(by_alias=True, exclude_none=True, exclude={"samples"}) == period
+
+
+@pytest.mark.parametrize(
+    ("data", "asked", "samples"),
+    [({"eval": {"splitPercent": 5}}, {}, 3), ({}, {}, 0), ({"eval": {"splitPercent": 5}}, {"samples": 0}, 0)],
+    ids=["three by default", "none without held-out rows", "none"],
+)
+def test_prompts_for_the_report_come_from_held_out_rows(data, asked, samples):
+    train = [{"path": "a.jsonl"}]
+    assert rendered(data={"train": train, **data}, evaluation=asked).evaluation.samples == samples
 
 
 def test_parameter_groups_arrive_in_their_order_and_belong_to_the_identity():

@@ -53,7 +53,7 @@ class Bench:
         return self.workspace / "jobs" / self.name
 
     def manifest(self) -> dict[str, Any]:
-        fake = {"PYTHONPATH": "/workspace/fake", **self.env}
+        fake = {"PYTHONPATH": "/workspace/fake", "REAL_TRAINER": f"{ROOT}/trainer", **self.env}
         env = [{"name": key, "value": value} for key, value in fake.items()]
         spec = {
             "model": {"path": "models/base"},

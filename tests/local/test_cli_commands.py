@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,11 +44,41 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-@pytest.mark.parametrize("command", ["run", "render", "get", "logs", "delete"])
+@pytest.mark.parametrize(
+    "command", [command.name or command.callback.__name__ for command in app.app.registered_commands]
+)
 def test_every_command_explains_itself(command: str):
     done = invoke(command, "--help")
     assert done.exit_code == 0
     assert "Usage" in done.output
+
+
+def test_the_manual_has_a_section_for_every_command_and_names_its_options():
+    text = (EXAMPLES[0].parents[1] / "docs" / "cli.md").read_text()
+    sections = {
+        title.lower(): body for title, _, body in (part.partition("\n") for part in text.split("\n## ")[1:])
+    }
+    for command in app.app.registered_commands:
+        name = command.name or command.callback.__name__
+        title = "suspend and resume" if name in ("suspend", "resume") else name
+        assert title in sections, f"docs/cli.md has no section {name}"
+        shown = invoke(name, "--help").output
+        for option in set(re.findall(r"--[a-z][a-z-]+", shown)) - {
+            "--help",
+            "--output",
+            "--image",
+            "--max-new-tokens",
+        }:
+            short = {
+                "--previous": "-p",
+                "--follow": "-f",
+                "--question": "-q",
+                "--all-namespaces": "-A",
+                "--namespace": "-n",
+            }
+            assert option in text or f"`{short.get(option, option)}" in text, (
+                f"docs/cli.md does not know {name} {option}"
+            )
 
 
 def test_a_sentence_on_stderr_and_no_traceback(
@@ -203,11 +234,14 @@ def test_get_logs_and_delete_see_what_run_has_left(bench: Bench):
     state = ("--state", str(bench.state))
     assert "bot   Succeeded" in invoke("get", *state).output
     assert invoke("logs", "bot", *state).exit_code == 0
-    assert "there is no job other in namespace default; there are: bot" in failing("logs", "other", *state)
+    words = failing("logs", "other", *state)
+    assert words.startswith("there is no job other in namespace default of this machine (")
+    assert words.endswith("; there are: bot")
+    assert failing("logs", "bott", *state).endswith("; did you mean bot?")
     assert invoke("delete", "bot", *state).output == "bot is deleted; its files in the workspace stay\n"
     assert not list(bench.state.glob("objects/**/*.json"))
     assert not list(bench.state.glob("pods/default/*"))
-    assert "there is no job bot in namespace default; there are: none" in failing("delete", "bot", *state)
+    assert failing("delete", "bot", *state).endswith("; there are: none")
     assert (bench.job_folder / "export").is_dir()
     assert bench.run()[0] == 0
 

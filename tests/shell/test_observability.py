@@ -5,18 +5,27 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from sft_trainer.config import Progress
-from sftjob_operator import logs
+from sftjob_operator import jobseries, logs
+from sftjob_operator.api.status import Status
 from sftjob_operator.api.v1alpha1 import API_VERSION, KIND
 from sftjob_operator.cluster.base import Key, Ref
+from sftjob_operator.freshness import Freshness
+from sftjob_operator.goodput import charged
 from sftjob_operator.health import application
 from sftjob_operator.metrics import Metrics
+from sftjob_operator.reports import rfc3339
+from sftjob_operator.step import as_json
 from sftjob_operator.worker import subject
 from sftjob_operator.workqueue import WorkQueue
 from shell.fake_cluster import FakeCluster
@@ -78,17 +87,161 @@ async def test_queue_jobs_and_leadership_are_read_at_every_scrape() -> None:
     assert value(metrics, "jobs", phase="Running") == 1
 
 
+def sftjob(name: str = "bot", **status: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"namespace": "team", "name": name, "uid": f"uid-{name}"},
+        "spec": {"workers": {"nodes": 2, "gpusPerNode": 8}},
+        "status": status,
+    }
+
+
+def conditions(running: str = "True", reason: str = "TrainingSteps", true: str = "") -> list[dict[str, str]]:
+    return [
+        {
+            "type": kind,
+            "status": "True" if kind == true or (kind == "Running" and running == "True") else "False",
+            "reason": reason if kind == "Running" else "Because",
+            "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }
+        for kind in ("Running", "Suspended", "Complete", "Failed")
+    ]
+
+
+def shown(known: dict[Key, Progress], *bodies: dict[str, Any]) -> tuple[Metrics, FakeCluster]:
+    metrics, cluster = Metrics(), FakeCluster()
+    for body in bodies:
+        cluster.put(body)
+    metrics.watch(WorkQueue[Key](), cluster, known)
+    return metrics, cluster
+
+
+LABELS = {"namespace": "team", "sftjob": "bot"}
+
+
 async def test_progress_of_a_job_vanishes_with_the_job() -> None:
-    known = {KEY: progress(7, loss=1.5)}
+    metrics, cluster = shown({KEY: progress(7, loss=1.5)}, sftjob(phase="Running"))
+    assert value(metrics, "job_step", **LABELS) == 7
+    assert value(metrics, "job_steps", **LABELS) == 100
+    assert value(metrics, "job_loss", **LABELS) == 1.5
+    assert value(metrics, "job_tokens_per_second", **LABELS) is None, "not known yet is not zero"
+    assert value(metrics, "job_info", phase="Running", activity="", **LABELS) == 1
+    del cluster.objects[Ref(API_VERSION, KIND, "team", "bot")]
+    assert not [name for name, labels in samples(metrics) if ("sftjob", "bot") in labels]
+
+
+async def test_a_finished_job_keeps_its_last_values_as_long_as_it_is_there() -> None:
+    told = {"step": 100, "totalSteps": 100, "loss": "0.4200", "evalLoss": "0.5100", "tokensPerSecond": 41250}
+    finished = sftjob(
+        phase="Succeeded",
+        nodes=2,
+        progress=told,
+        conditions=conditions("False", "Finished", true="Complete"),
+        completionTime="2026-01-01T01:00:00Z",
+        goodput={"productiveSeconds": 3000, "restartSeconds": 60, "accountedTime": "2026-01-01T01:00:00Z"},
+    )
+    metrics, _ = shown({}, finished)
+    assert value(metrics, "job_loss", **LABELS) == 0.42
+    assert value(metrics, "job_eval_loss", **LABELS) == 0.51
+    assert value(metrics, "job_tokens_per_second", **LABELS) == 41250
+    assert value(metrics, "job_seconds_total", kind="productive", **LABELS) == 3000, "its time is over"
+    assert value(metrics, "job_completion_timestamp_seconds", **LABELS) == 1767229200
+    assert value(metrics, "job_gpus", **LABELS) == 0
+    assert value(metrics, "jobs", phase="Succeeded") == 1
+    assert value(metrics, "jobs", phase="Failed") == 0, "an alert needs the zero"
+
+
+async def test_time_that_is_not_in_the_status_yet_goes_to_what_the_job_does_now() -> None:
+    goodput = {"productiveSeconds": 100, "queuedSeconds": 7, "accountedTime": "2026-01-01T00:00:00Z"}
+    metrics, _ = shown({}, sftjob(phase="Running", nodes=2, conditions=conditions(), goodput=goodput))
+    assert (value(metrics, "job_seconds_total", kind="productive", **LABELS) or 0) > 10**6
+    assert value(metrics, "job_seconds_total", kind="queued", **LABELS) == 7
+    assert value(metrics, "job_gpus", **LABELS) == 16
+    assert value(metrics, "job_info", phase="Running", activity="TrainingSteps", **LABELS) == 1
+
+
+@pytest.mark.parametrize("late", [0.0, 0.9, 4.0, 9.0], ids=str)
+def test_seconds_never_go_back_when_they_are_written_down_and_something_else_begins(late: float) -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    goodput = {"productiveSeconds": 100, "accountedTime": rfc3339(start)}
+    training = sftjob(phase="Running", conditions=conditions(), goodput=goodput)
+    written = start + timedelta(seconds=29.9)  # when the pass looked at its clock
+    status = Status.model_validate(training["status"])
+    after = status.model_copy(update={"goodput": charged(status, written)})
+    saving = sftjob(phase="Running") | {"status": as_json(after)}
+    saving["status"]["conditions"] = conditions(reason="SavingCheckpoint")
+
+    def productive(body: dict[str, Any], now: datetime) -> float:
+        (series,) = [one for one in jobseries.JOB_SERIES if one.name == "seconds"]
+        return dict(jobseries.samples(series, jobseries.of(body, None, now)))["productive",]
+
+    seen = written + timedelta(seconds=late)  # when the watch showed it
+    assert productive(training, seen) <= productive(saving, seen) == 129
+
+
+async def test_failures_are_counted_by_class_and_no_pod_invents_a_class() -> None:
+    attempts = [
+        {"number": 1, "state": "Failed", "reason": "NodeLost", "jobName": "bot-1"},
+        {"number": 2, "state": "Failed", "reason": "Hacked_by_me", "exitCode": 71, "jobName": "bot-2"},
+        {"number": 3, "state": "Failed", "reason": "InvalidRow", "exitCode": 71, "jobName": "bot-3"},
+        {"number": 4, "state": "Running", "jobName": "bot-4"},
+    ]
+    metrics, _ = shown({}, sftjob(phase="Running", attempts=attempts, restarts=2))
+    found = {
+        dict(labels)["class"]: number
+        for (name, labels), number in samples(metrics).items()
+        if name == "sftjob_operator_job_failed_attempts"
+    }
+    assert found == {"NodeLost": 1, "UserError": 2}
+    assert value(metrics, "job_attempt", **LABELS) == 4
+    assert value(metrics, "job_restarts", **LABELS) == 2
+
+
+async def test_the_plans_estimate_is_compared_with_what_was_needed() -> None:
+    plan = {
+        "zeroStage": 2,
+        "microBatchSize": 1,
+        "gradientAccumulationSteps": 1,
+        "worldSize": 2,
+        "activationCheckpointing": "None",
+        "tokensPerStep": 1,
+        "hash": "a",
+        "memory": {"perGPU": "1Gi"},
+    }
+    heard = progress(7).model_copy(update={"peak_memory_bytes": 2**29})
+    metrics, _ = shown({KEY: heard}, sftjob(phase="Running", plan=plan))
+    assert value(metrics, "job_plan_memory_bytes", **LABELS) == 2**30
+    assert value(metrics, "job_plan_memory_ratio", **LABELS) == 0.5
+    assert value(metrics, "job_reported_timestamp_seconds", **LABELS) == 1767225600
+
+
+async def test_a_status_that_is_nonsense_takes_nothing_but_itself_away() -> None:
+    metrics, _ = shown({}, sftjob("bad", attempts="seven", phase=3), sftjob(phase="Running"))
+    assert value(metrics, "jobs", phase="Running") == 1
+    assert value(metrics, "jobs", phase="Pending") == 1
+
+
+async def test_the_lag_of_the_watch_is_measured_with_our_own_writes() -> None:
     metrics = Metrics()
-    metrics.watch(WorkQueue[Key](), FakeCluster(), known)
-    labels = {"namespace": "team", "sftjob": "bot"}
-    assert value(metrics, "job_step", **labels) == 7
-    assert value(metrics, "job_steps", **labels) == 100
-    assert value(metrics, "job_loss", **labels) == 1.5
-    assert value(metrics, "job_tokens_per_second", **labels) is None, "not known yet is not zero"
-    known.clear()
-    assert value(metrics, "job_step", **labels) is None
+    fresh = Freshness(metrics.on_watch_lag)
+    written = {"kind": "SFTJob", "metadata": {"uid": "u", "resourceVersion": "5"}}
+    fresh.wrote(KEY, written)
+    assert fresh.wait(KEY, []) > 0
+    assert value(metrics, "watch_lag_seconds_count") == 0
+    assert fresh.wait(KEY, [written]) == 0
+    assert value(metrics, "watch_lag_seconds_count") == 1
+
+
+async def test_the_documentation_lists_every_metric_and_no_other() -> None:
+    metrics, _ = shown({})
+    document = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
+    listed = re.findall(r"^\| `(sftjob_operator_\w+)` \|", document, re.MULTILINE)
+    families = [family for family in metrics.registry.collect() if not family.name.startswith("process_")]
+    assert sorted(listed) == sorted(
+        family.name + "_total" * (family.type == "counter") for family in families
+    )
 
 
 # ------------------------------------------------------------------ probes

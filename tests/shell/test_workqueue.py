@@ -167,6 +167,35 @@ async def test_keys_leave_in_the_order_in_which_they_became_due() -> None:
     assert order == ["first", "second", "third"]
 
 
+async def test_lines_take_turns() -> None:
+    queue: WorkQueue[str] = WorkQueue(line=lambda key: key[0])
+    for number in range(1000):
+        queue.add(f"a{number}")
+    queue.add("b0")
+    queue.add("b1")
+    queue.add("c0")
+    order = [await queue.get() for _ in range(7)]
+    assert order == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
+    assert queue.depth == 996
+    await asyncio.sleep(3)
+    queue.add("b2")
+    assert queue.oldest_seconds == pytest.approx(3)
+    assert [await queue.get(), await queue.get()] == ["a4", "b2"]
+
+
+async def test_a_key_stands_in_its_line_once_however_often_and_when_it_was_added() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a", after=5)
+    queue.add("a")
+    await queue.get()
+    queue.done("a")
+    queue.add("a", after=5)
+    await asyncio.sleep(5)
+    assert await take_within(queue, 1) == "a"
+    queue.done("a")
+    assert await take_within(queue, 1) is None
+
+
 async def test_depth_and_age_count_only_what_is_due_and_not_taken() -> None:
     queue: WorkQueue[str] = WorkQueue()
     queue.add("later", after=50)

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from sft_trainer.data.ahead import ahead
+from sft_trainer.data.ahead import Ahead
 
 
 def test_items_come_in_order_and_one_is_made_meanwhile() -> None:
@@ -21,10 +21,23 @@ def test_items_come_in_order_and_one_is_made_meanwhile() -> None:
         made[3].set()
 
     seen = []
-    for number in ahead(items()):
+    for number in Ahead(items()):
         assert made[number + 1].wait(10)
         seen.append(number)
     assert seen == [0, 1, 2]
+
+
+def test_the_first_is_begun_before_it_is_asked_for() -> None:
+    begun = threading.Event()
+
+    def items() -> Iterator[int]:
+        begun.set()
+        yield 1
+
+    with closing(Ahead(items())) as numbers:
+        assert begun.wait(10)
+        assert list(numbers) == [1]
+        assert list(numbers) == []
 
 
 def test_an_error_is_raised_behind_the_items_before_it() -> None:
@@ -32,13 +45,14 @@ def test_an_error_is_raised_behind_the_items_before_it() -> None:
         yield 1
         raise ValueError("second")
 
-    numbers = ahead(items())
+    numbers = Ahead(items())
     assert next(numbers) == 1
     with pytest.raises(ValueError, match="second"):
         next(numbers)
 
 
 def test_no_thread_is_left_when_the_caller_leaves() -> None:
-    with closing(ahead(iter(range(10)))) as numbers:
-        next(numbers)
+    for asked in (0, 1, 10):
+        with closing(Ahead(iter(range(10)))) as numbers:
+            assert [next(numbers) for _ in range(asked)] == list(range(asked))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]

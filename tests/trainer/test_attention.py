@@ -1,55 +1,15 @@
 """Attention document by document: logits and gradients are those of every document alone."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 
+from packed_models import LENGTHS, MODELS, gradients, network, packs
 from sft_trainer import attention
-
-LENGTHS = [[5, 30, 1, 12], [20, 28]]  # two packs of 48 tokens
-SMALL: dict[str, Any] = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-}
-MODELS: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": 2},
-    "qwen2": {"num_key_value_heads": 2},
-    "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
-    "mistral": {"num_key_value_heads": 1, "sliding_window": 7},
-    "gemma": {"num_key_value_heads": 1, "head_dim": 8},
-    "gemma3_text": {
-        "num_key_value_heads": 2,
-        "sliding_window": 7,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-    "phi": {},
-    "gpt_neox": {},
-}
-
-
-def network(kind: str, **more: Any) -> Any:
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **SMALL, **MODELS.get(kind, {}), **more)
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(config, name, 0)
-    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-
-
-def packs() -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.randint(1, 50, (2, 48), generator=torch.Generator().manual_seed(1))
-    return ids, torch.stack([torch.cat([torch.arange(n) for n in row]) for row in LENGTHS])
-
-
-def gradients(model: Any, logits: torch.Tensor) -> list[torch.Tensor]:
-    model.zero_grad()
-    (logits * torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)).sum().backward()
-    return [p.grad.clone() for p in model.parameters()]
+from sft_trainer.errors import UserError
+from sft_trainer.model import load
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -109,13 +69,21 @@ def test_the_mask_of_a_long_document_with_a_window_is_no_square() -> None:
     assert max(mask.numel() for mask in masks if mask is not None) <= 1024 * 2048
 
 
-def test_padded_rows_are_masked_as_ever() -> None:
-    model, (ids, _) = network("mistral"), packs()
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_padded_rows_compute_what_they_compute_under_a_mask(kind: str, side: str) -> None:
+    model, (ids, _) = network(kind).train(), packs()
     mask = torch.ones_like(ids)
     mask[0, 30:] = 0
-    expected = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    mask = mask if side == "right" else mask.flip(1)
+    real, inputs = mask.bool(), {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    expected = model(**inputs).logits[real]
+    wanted = gradients(model, expected)
     assert attention.use_per_document(model)
-    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask, use_cache=False).logits, expected)
+    found = model(**inputs).logits[real]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(gradients(model, found), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_an_attention_that_does_more_is_left_alone() -> None:
@@ -130,3 +98,24 @@ def test_an_attention_that_does_more_is_left_alone() -> None:
 def test_a_new_document_begins_where_positions_do_not_go_on() -> None:
     assert attention.document_lengths(torch.tensor([0, 1, 2, 0, 0, 1])) == [3, 1, 2]
     assert attention.document_lengths(torch.tensor([4, 5, 6])) == [3]
+
+
+def test_a_new_document_begins_where_padding_does() -> None:
+    assert attention.document_lengths(torch.tensor([True, True, False])) == [2, 1]
+    assert attention.document_lengths(torch.tensor([True, True])) == [2]
+
+
+def test_the_attention_asked_for_is_loaded_or_refused(tmp_path: Path) -> None:
+    for kind in ("llama", "bloom"):
+        network(kind).save_pretrained(tmp_path / kind)
+
+    def loaded(kind: str, wanted: Any) -> str | None:
+        common: Any = {"adapters": None, "activation_checkpointing": "None", "zero3": None, "seed": 0}
+        found = load(tmp_path / kind, dtype=torch.float32, attention=wanted, **common)
+        return attention.implementation(found)
+
+    assert [loaded("llama", wanted) for wanted in (None, "SDPA", "Eager")] == ["sdpa", "sdpa", "eager"]
+    assert loaded("bloom", None) == "eager"
+    with pytest.raises(UserError, match=r"model\.attention is SDPA, .* set it to Eager") as refused:
+        loaded("bloom", "SDPA")
+    assert refused.value.reason == "AttentionUnsupported"

@@ -12,6 +12,7 @@ import pytest
 
 from sft_trainer import __main__ as entry
 from sft_trainer import chat
+from sft_trainer.volume import Desk
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 
@@ -54,6 +55,19 @@ def test_every_question_gets_the_same_answer_each_time(
 
 
 @pytest.mark.processes
+def test_a_conversation_comes_in_pieces_and_is_the_same_answer(model: Path) -> None:
+    ((_, whole),) = chat.answers(model, ["where is paris"], 5)
+    desk = Desk(model.parent)
+    messages = [{"role": "user", "content": "where is paris"}]
+    request = {"do": "ask", "model": model.name, "messages": messages, "maxNewTokens": 5}
+    *pieces, end = desk.answers(json.dumps(request))
+    assert "".join(each["piece"] for each in pieces).strip() == whole
+    assert end == {"end": True}
+    (answer,) = desk.answers(json.dumps({**request, "model": "nothing"}))
+    assert "holds no config.json" in answer["error"]
+
+
+@pytest.mark.processes
 def test_answers_are_readable_without_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert chat.main(["--model", str(model), "--question", "where", "--max-new-tokens", "2"]) == 0
     assert capsys.readouterr().out.startswith("> where\n")
@@ -73,7 +87,7 @@ def test_no_question_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_an_unknown_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert entry.main(["dance"]) == entry.main([]) == 2
-    assert "{prepare,launch,train,chat,inspect}" in capsys.readouterr().err
+    assert "{prepare,launch,train,chat,samples,report,inspect,volume}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["prepare", "launch"])

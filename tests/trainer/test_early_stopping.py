@@ -31,8 +31,11 @@ CHANGES: dict[str, Any] = {
 
 
 def evaluations(job: gang.Job) -> dict[int, float]:
+    """Without that of the base model at step 0, which is no candidate, though here it is the lowest of all."""
     lines = (job.folder / "report" / "metrics.jsonl").read_text().splitlines()
-    return {x["step"]: x["eval_loss"] for line in lines if "eval_loss" in (x := json.loads(line))}
+    found = {x["step"]: x["eval_loss"] for line in lines if "eval_loss" in (x := json.loads(line))}
+    assert found.pop(0) < min(found.values())
+    return found
 
 
 def weights(job: gang.Job) -> dict[str, torch.Tensor]:

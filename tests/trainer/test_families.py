@@ -16,6 +16,7 @@ from sft_trainer.data.supervision import supervise
 from sft_trainer.data.template import ChatTemplate
 from sft_trainer.data.tokenise import tokenise
 from sft_trainer.data.tokenizer import CHATML, Tokenizer
+from token_rows import apart
 
 pytestmark = pytest.mark.model
 
@@ -29,6 +30,8 @@ class Family(NamedTuple):
     added: tuple[str, ...]
     system: bool = True
     tools: bool = False
+    skipped: str = ""
+    """What may stand behind the prompt without being learned, as a regular expression."""
 
 
 CHAT = ("<|im_start|>", "<|endoftext|>")
@@ -66,7 +69,48 @@ FAMILIES = {
         ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>"),
     ),
     "ChatML": Family("<|im_start|>assistant\n", "<|im_end|>", {"eos_token": "<|im_end|>"}, CHAT),
+    "Mistral Small 3.2": Family(
+        "[/INST]",
+        "</s>",
+        {"bos_token": "<s>", "eos_token": "</s>"},
+        ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
+        tools=True,
+    ),
+    "DeepSeek R1": Family(
+        "<｜Assistant｜>",
+        "<｜end▁of▁sentence｜>",
+        {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"},
+        ("<｜User｜>", "<｜Assistant｜>"),
+        skipped="\n*",  # left of thoughts which the template takes away
+    ),
+    "Granite 3.3": Family(
+        "<|start_of_role|>assistant<|end_of_role|>",
+        "<|end_of_text|>",
+        {"bos_token": "<|end_of_text|>", "eos_token": "<|end_of_text|>"},
+        ("<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"),
+    ),
+    "Command R7B": Family(
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+        "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+        {"bos_token": "<BOS_TOKEN>", "eos_token": "<|END_OF_TURN_TOKEN|>"},
+        ("<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    ),
+    "Kimi K2": Family(
+        "<|im_assistant|>assistant<|im_middle|>",
+        "<|im_end|>",
+        {"bos_token": "[BOS]", "eos_token": "<|im_end|>"},
+        ("<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>"),
+        tools=True,
+    ),
+    "QwQ": Family(
+        "<|im_start|>assistant\n",
+        "<|im_end|>",
+        {"eos_token": "<|im_end|>"},
+        CHAT,
+        skipped="(?:<think>\n)?",  # the prompt itself begins the thoughts
+    ),
 }
+FAMILIES |= dict.fromkeys(("Llama 3.2", "Llama 3.3"), FAMILIES["Llama 3.1"])
 
 SYSTEM = {"role": "system", "content": "Be brief.\nBe kind."}
 TURNS = [
@@ -136,7 +180,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
 def expected(text: str, family: Family, theirs: Any) -> tuple[list[int], list[bool]]:
     """Tokens, and which begin in what a model writes: all between a prompt and the next end, the end included."""
     prompt = "|".join(re.escape(one) for one in (family.prompt, "[/TOOL_RESULTS]"))
-    answers = [m.span(1) for m in re.finditer(f"(?:{prompt})(.*?{re.escape(family.end)})", text, re.DOTALL)]
+    answer = f"(?:{prompt}){family.skipped}(.*?{re.escape(family.end)})"
+    answers = [match.span(1) for match in re.finditer(answer, text, re.DOTALL)]
     encoded = theirs(text, add_special_tokens=False, return_offsets_mapping=True)
     mask = [any(a <= start < b for a, b in answers) for start, _ in encoded["offset_mapping"]]
     return encoded["input_ids"], mask
@@ -153,12 +198,12 @@ def test_text_tokens_and_mask_are_those_of_transformers(name: str, talk: str, ma
         return
     ours = supervise(read, template, "Assistant")
     assert ours.text == theirs.apply_chat_template(messages, tools=tools, tokenize=False)
-    (row,) = tokenise([ours], tokenizer)
+    (row,) = apart(tokenise([ours], tokenizer))
     mask = [False] * len(row.ids)
     for start, end in row.spans:
         mask[start:end] = [True] * (end - start)
     ids, supervised = expected(ours.text, family, theirs)
-    assert row.ids.tolist() == ids
+    assert row.ids == ids
     assert mask == supervised
     assert len(row.spans) == sum(message["role"] == "assistant" for message in messages)
 

@@ -352,3 +352,36 @@ def test_the_launcher_imports_no_heavy_library() -> None:
     environment = {**os.environ, "PYTHONPATH": "trainer"}
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", script], check=True, cwd=root, env=environment)
+
+
+_TRAINED = "finish(train={'steps': 1, 'exportDirectory': 'jobs/bot/export', 'exportBytes': 1})"
+
+
+def test_a_success_gets_its_report_behind_the_outcome(pod: Pod) -> None:
+    assert pod.ends(_TRAINED).exit_code == 0
+    folder = pod.workspace / "jobs" / "bot" / "report"
+    said = json.loads((folder / "events.jsonl").read_text().splitlines()[-1])
+    assert (said["kind"], said["outcome"]["reason"]) == ("ended", "Succeeded")
+    assert "Training report" in (folder / "report.html").read_text()
+
+
+def test_a_failure_is_written_down_and_waits_for_no_report(pod: Pod) -> None:
+    outcome = pod.ends(
+        "finish('Failed', 'InvalidRow', failureClass='UserError', message='row 7')\nsys.exit(71)"
+    )
+    assert outcome.exit_code == 71
+    folder = pod.workspace / "jobs" / "bot" / "report"
+    assert '"reason": "InvalidRow"' in (folder / "events.jsonl").read_text()
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"), [("file", "no report: exit code"), ("time", "no report: not finished")]
+)
+def test_a_report_that_cannot_be_made_is_one_line_of_a_success(pod: Pod, trouble: str, said: str) -> None:
+    settings = {"report_seconds": 0.01} if trouble == "time" else {}
+    if trouble == "file":
+        (pod.workspace / "jobs" / "bot").mkdir(parents=True)
+        (pod.workspace / "jobs" / "bot" / "report").write_text("in the way")
+    assert pod.ends(_TRAINED, settings=settings).exit_code == 0
+    assert any(said in line for line in pod.output)

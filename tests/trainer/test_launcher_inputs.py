@@ -89,6 +89,17 @@ def write(file: Path, text: str) -> None:
     file.write_text(text)
 
 
+def test_memory_left_is_the_limit_less_what_is_held(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("0::/\n")
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 250\n")
+    assert cgroup.memory_left(tmp_path, own) == 550
+    (tmp_path / "memory.max").write_text("max\n")
+    assert cgroup.memory_left(tmp_path, own) is None
+
+
 def test_oom_kills_are_read_from_both_versions_of_cgroups(tmp_path: Path) -> None:
     own = tmp_path / "cgroup"
     write(own, "5:cpuset:/\n4:memory:/kubepods/pod1\n0::/\n")

@@ -13,19 +13,24 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sft_trainer import metrics
+from sft_trainer import metrics, series
+from sft_trainer.config import CheckpointFact
 from sft_trainer.launcher import scrape
 
 RANK = """
 from sft_trainer.metrics import Metrics
 import sys
 metrics = Metrics(sftjob="bot", attempt=2, rank=int(sys.argv[1]), node="gpu-14")
-metrics.started(total_steps=10, resumed_from_step=4, precision="bf16", version="0.1.0")
+from sft_trainer.config import CheckpointFact
+metrics.started(
+    total_steps=10, resumed_from_step=4, precision="bf16", version="0.1.0", attention="SDPA", peak_flops=1e12,
+    checkpoint=CheckpointFact(name="step-4", step=4, attempt=1, bytes=77, time="2026-01-01T00:00:00Z"),
+)
 for step in (5, 6):
     metrics.step(
         step=step, loss=2.0 / step, learning_rate=1e-4, gradient_norm=None,
         tokens=100, supervised_tokens=60, padded_tokens=20,
-        step_seconds=0.5, phase_seconds={"forward": 0.1, "backward": 0.3}, loss_scale=2.0**step,
+        step_seconds=0.5, phase_seconds={"forward": 0.1, "backward": 0.3}, loss_scale=2.0**step, flops=2e11,
     )
 metrics.skipped()
 metrics.start({"imports": 9.5, "first step": 1.5})
@@ -85,6 +90,9 @@ def test_each_rank_has_its_own_series_with_the_newest_values(tmp_path: Path) -> 
         assert found["sft_trainer_start_seconds/imports", rank] == 9.5
         assert found["sft_trainer_start_seconds/first step", rank] == 1.5
         assert found["sft_trainer_last_checkpoint_step", rank] == 6
+        assert found["sft_trainer_resumed_from_step", rank] == 4
+        assert found["sft_trainer_model_flops_total", rank] == 4e11
+        assert found["sft_trainer_mfu_ratio", rank] == pytest.approx(0.4)
         assert found["sft_trainer_memory_bytes/host", rank] > 1e6
     assert found["sft_trainer_rank_up", "0"] == 1
     assert found["sft_trainer_rank_up", "3"] == 0
@@ -95,6 +103,35 @@ def test_what_was_not_measured_is_absent_rather_than_zero(tmp_path: Path) -> Non
     names = {name for name, _ in samples(tmp_path)}
     assert "sft_trainer_gradient_norm" not in names
     assert "sft_trainer_eval_loss" not in names
+
+
+def test_a_resumed_run_knows_the_checkpoint_that_lies_there() -> None:
+    labels = {"sftjob": "resumed", "attempt": "2", "rank": "0", "node": "n"}
+    fact = CheckpointFact(name="step-4", step=4, attempt=1, bytes=77, time="2026-01-01T00:00:00Z")
+    rank = metrics.Metrics(sftjob="resumed", attempt=2, rank=0, node="n")
+    rank.started(
+        total_steps=9, resumed_from_step=4, precision="fp32", version="0", attention="SDPA", checkpoint=fact
+    )
+
+    def value(name: str) -> float | None:
+        return series.REGISTRY.get_sample_value(f"sft_trainer_{name}", labels)
+
+    assert (value("last_checkpoint_step"), value("checkpoint_bytes")) == (4, 77)
+    assert value("last_checkpoint_timestamp_seconds") == 1767225600
+    assert value("peak_flops") is None, "unknown is absent"
+    rank.step(
+        step=5,
+        loss=1.0,
+        learning_rate=0.1,
+        gradient_norm=1.0,
+        tokens=1,
+        supervised_tokens=1,
+        padded_tokens=0,
+        step_seconds=1.0,
+        phase_seconds={},
+        flops=10.0,
+    )
+    assert value("mfu_ratio") is None
 
 
 def test_a_broken_file_hides_no_other_rank(tmp_path: Path) -> None:
@@ -133,11 +170,11 @@ def test_a_full_folder_ends_no_rank_although_its_files_are_mapped(tmp_path: Path
 
 def test_the_documentation_lists_every_metric_and_no_other() -> None:
     listed = re.findall(
-        r"^\| `(sft_trainer_\w+)` \|", (ROOT / "docs" / "trainer.md").read_text(), re.MULTILINE
+        r"^\| `(sft_trainer_\w+)` \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE
     )
     ours = [
         family.name + "_total" * (family.type == "counter")
-        for family in (*metrics.REGISTRY.collect(), *scrape.RanksUp({}, dict).collect())
+        for family in (*series.REGISTRY.collect(), *scrape.RanksUp({}, dict).collect())
     ]
     assert sorted(listed) == sorted(ours)
 
@@ -149,14 +186,14 @@ def test_several_metrics_objects_may_live_in_one_process() -> None:
         )
     labels = {"sftjob": "several", "rank": "0", "node": "n"}
     values = [
-        metrics.REGISTRY.get_sample_value("sft_trainer_eval_loss", {**labels, "attempt": attempt})
+        series.REGISTRY.get_sample_value("sft_trainer_eval_loss", {**labels, "attempt": attempt})
         for attempt in ("1", "2")
     ]
     assert values == [1, 2]
 
 
 def test_names_carry_the_products_prefix_and_base_units() -> None:
-    for family in metrics.REGISTRY.collect():
+    for family in series.REGISTRY.collect():
         assert family.name.startswith("sft_trainer_")
         assert not family.name.endswith(("_ms", "_minutes", "_kb", "_mb", "_gb"))
         assert family.documentation.endswith(".")

@@ -28,9 +28,11 @@ class Rows:
     def __init__(self, broken: int | None = None) -> None:
         self.broken = broken
         self.threads: set[str] = set()
+        self.read = [threading.Event() for _ in LENGTHS]
 
     def row(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         self.threads.add(threading.current_thread().name)
+        self.read[index].set()
         if index == self.broken:
             raise OSError(f"row {index} is gone")
         return np.full(LENGTHS[index], index, np.int32), np.ones(LENGTHS[index], np.bool_)
@@ -95,3 +97,18 @@ def test_the_thread_is_joined_when_the_loop_fails() -> None:
 
     with no_thread_is_left(), pytest.raises(RuntimeError, match="diverged"):
         loop()
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_while_a_step_computes_the_rows_of_the_next_are_read_and_those_of_the_first_before_it(
+    start: int,
+) -> None:
+    """A step is made here of waiting for the very reads that would be on its path otherwise: then it would not end."""
+    rows, batches = Rows(), plan()
+    with Prefetch(rows, batches, world(0), start) as ahead:
+        for step in range(start, batches.total_steps):
+            wanted = [row for micro in batches.micro_batches(step, 0) for pack in micro.packs for row in pack]
+            assert all(rows.read[row].wait(10) for row in wanted), f"step {step} waits for its rows"
+            for row in wanted:
+                rows.read[row].clear()
+            ahead.take(step)

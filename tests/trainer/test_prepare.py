@@ -21,7 +21,7 @@ import pytest
 import chat_templates as T
 from preparing import CHAT, Room, chat
 from sft_trainer import prepare
-from sft_trainer.config import DataFacts, Outcome
+from sft_trainer.config import DataFacts, Outcome, Prepared
 
 
 @pytest.fixture
@@ -86,6 +86,14 @@ def test_rows_may_be_inline(room: Room) -> None:
     assert facts(room.run(train=[{"name": "0", "inline": lines}])).rows == 2
 
 
+def test_the_report_will_know_where_rows_came_from_but_not_what_was_inline(room: Room) -> None:
+    outcome = room.run(train=[{"name": "quick", "inline": json.dumps(CHAT)}])
+    left = Prepared.model_validate_json((room.workspace / "jobs" / "job" / "prepared.json").read_bytes())
+    assert left.config.data.train[0].name == "quick"
+    assert left.config.data.train[0].inline == ""
+    assert left.result == outcome.prepare
+
+
 def test_long_rows_are_cut_at_the_end_and_counted(room: Room) -> None:
     question = "q" * 200
     room.write("datasets/chats.jsonl", chat("hi", "x" * 300), chat(question, "never seen"), CHAT)
@@ -96,6 +104,21 @@ def test_long_rows_are_cut_at_the_end_and_counted(room: Room) -> None:
     (text, supervised), _ = room.texts(room.cache(outcome).train)
     assert text.endswith(supervised)
     assert set(supervised) == {"x"}
+
+
+def test_short_rows_are_left_out_and_counted(room: Room) -> None:
+    room.write("datasets/chats.jsonl", CHAT, chat("hi", "hello " * 9), CHAT, chat("hi", "hello " * 50))
+    room.write("datasets/eval.jsonl", CHAT, chat("hi", "hello " * 9))
+    whole = facts(room.run())
+    held_out = {"sources": [{"name": "e", "path": "datasets/eval.jsonl"}]}
+    outcome = room.run(minLength=29, eval=held_out)
+    found, train = facts(outcome), room.cache(outcome).train
+    assert (found.rows, found.eval_rows, found.short_rows, found.dropped_rows) == (2, 1, 3, 0)
+    assert found.truncated_rows == whole.truncated_rows == 1
+    assert found.tokens == train.lengths.sum() == whole.tokens - 2 * 28
+    assert facts(room.run(minLength=28)).short_rows == 0
+    room.write("datasets/chats.jsonl", CHAT, CHAT)
+    refused(room.run(minLength=29), "EmptyData", "2 of 2 are shorter than data.minLength 29", "row 28 tokens")
 
 
 def test_long_rows_can_be_dropped(room: Room) -> None:

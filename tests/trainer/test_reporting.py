@@ -11,21 +11,25 @@ import psutil
 import pytest
 
 from sft_trainer.config import CheckpointFact, Progress
+from sft_trainer.listening import Audience, Listener
 from sft_trainer.metrics import Metrics
 from sft_trainer.progress import ProgressFile, read_progress
 from sft_trainer.reporting import Journal, Reporter, StepFacts, duration
 from sft_trainer.starting import Start
 
 
-def reporter(folder: Path, journal: Journal | None = None, *, speaks: bool = True) -> Reporter:
+def reporter(
+    folder: Path, journal: Journal | None = None, *listeners: Listener, speaks: bool = True
+) -> Reporter:
     return Reporter(
         speaks=speaks,
         progress=Progress(attempt=1, run_id="run", state="Starting", time="t"),
         file=ProgressFile(folder / "progress.json"),
-        report=folder / "report",
+        curves=folder / "report" / "metrics.jsonl",
         metrics=Metrics(sftjob="job", attempt=1, rank=0),
         journal=journal or Journal(),
         start=Start(),
+        audience=Audience(listeners),
     )
 
 
@@ -61,7 +65,7 @@ def test_the_first_step_says_once_what_the_start_was_spent_on(
 ) -> None:
     caplog.set_level(logging.INFO)
     told = reporter(tmp_path)
-    told.started(60, None, "fp32", "0")
+    told.started(60, None, "fp32", "0", "SDPA")
     assert "started in" not in caplog.text
     told.step(facts(1))
     told.step(facts(2))
@@ -83,14 +87,14 @@ def test_the_phases_of_a_start_add_up_and_begin_with_the_process() -> None:
 def test_a_step_is_one_plain_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     told = reporter(tmp_path)
-    told.started(60, None, "fp32", "0")
+    told.started(60, None, "fp32", "0", "SDPA")
     told.step(facts(12))
     assert "step 12/60 loss 2.0312 lr 9.8e-05 grad 1.230 tok/s 310 eta 1m36s" in caplog.text
 
 
 def test_progress_says_what_the_operator_shows(tmp_path: Path) -> None:
     told = reporter(tmp_path)
-    told.started(60, 10, "fp32", "0")
+    told.started(60, 10, "fp32", "0", "SDPA")
     told.step(facts(12))
     told.saved(fact(12), [12], 0.5)
     told.phase("Exporting")
@@ -103,14 +107,14 @@ def test_progress_says_what_the_operator_shows(tmp_path: Path) -> None:
 
 def test_curves_are_cut_to_the_step_that_was_resumed(tmp_path: Path) -> None:
     told = reporter(tmp_path)
-    told.started(60, None, "fp32", "0")
+    told.started(60, None, "fp32", "0", "SDPA")
     for step in range(1, 6):
         told.step(facts(step))
     told.evaluated(4, 1.0, 2.7, 0.1)
     with open(tmp_path / "report" / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "lo')  # killed while writing
     again = reporter(tmp_path)
-    again.started(60, 3, "fp32", "0")
+    again.started(60, 3, "fp32", "0", "SDPA")
     again.step(facts(4))
     assert steps(tmp_path) == [1, 2, 3, 4]
 
@@ -121,7 +125,7 @@ def test_whatever_a_lost_node_left_among_the_curves_is_dropped_without_ending_th
     path = tmp_path / "report" / "metrics.jsonl"
     path.parent.mkdir()
     path.write_bytes(b'{"step": 1}\n' + bytes(9) + b'\xff\xfe\n[]\n{"step": Infinity}\n{"step": 2}\n')
-    reporter(tmp_path).started(60, 3, "fp32", "0")
+    reporter(tmp_path).started(60, 3, "fp32", "0", "SDPA")
     assert steps(tmp_path) == [1, 2]
     assert list(path.parent.iterdir()) == [path]
 
@@ -129,7 +133,7 @@ def test_whatever_a_lost_node_left_among_the_curves_is_dropped_without_ending_th
 def test_only_rank_0_speaks(tmp_path: Path) -> None:
     journal = Journal()
     quiet = reporter(tmp_path, journal, speaks=False)
-    quiet.started(60, None, "fp32", "0")
+    quiet.started(60, None, "fp32", "0", "SDPA")
     quiet.step(facts(1))
     quiet.saved(fact(1), [1], 0.5)
     assert list(tmp_path.iterdir()) == []

@@ -129,7 +129,7 @@ def test_sigterm_during_an_evaluation_breaks_it_off_and_no_further_step_is_taken
     assert ended.codes == [74, 74], ended.output
     assert ended.outcomes[0].last_verified_step == 2  # type: ignore[union-attr]
     assert ended.outcomes[0].last_step == 2  # type: ignore[union-attr]
-    assert "eval loss" not in ended.output
+    assert "step 2 eval loss" not in ended.output
 
 
 def test_a_finished_training_that_starts_again_only_exports(tmp_path: Path) -> None:

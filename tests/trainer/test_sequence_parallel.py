@@ -20,8 +20,8 @@ from sft_trainer.collate import collate
 from sft_trainer.config import TrainConfig
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.data.packing import pack
-from sft_trainer.data.tokenise import Tokens
 from sft_trainer.errors import UserError
+from token_rows import Tokens
 
 CPU = torch.device("cpu")
 
@@ -111,7 +111,7 @@ def test_a_model_whose_sequences_cannot_be_split_is_refused_by_name() -> None:
     scaled = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     masked, moving = split_cells.network("llama"), split_cells.network("llama", rope_parameters=scaled)
     assert attention.use_per_document(moving)
-    for model, why in ((masked, "more than SDPA"), (moving, "rotary")):
+    for model, why in ((masked, "neither FlashAttention nor SDPA"), (moving, "rotary")):
         with pytest.raises(UserError, match=rf"deepspeed.sequenceParallelSize: .*{why}") as raised:
             sequence_parallel.use(model, group)
         assert raised.value.reason == "SequenceParallelUnsupported"

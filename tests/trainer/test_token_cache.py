@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from sft_trainer.data import cache
-from sft_trainer.data.tokenise import Tokens
+from token_rows import Tokens, together
 
 
 def rows(count: int) -> list[Tokens]:
     random = np.random.default_rng(count)
     return [
         Tokens(
-            random.integers(0, 50_000, size, np.int32),
+            random.integers(0, 50_000, size, np.int32).tolist(),
             ((1, 2), (3, int(size))) if size > 3 else (),
             (0.5, 3.0) if size % 2 and size > 3 else None,
         )
@@ -29,8 +29,8 @@ def write(entry: Path, train: list[Tokens], held_out: list[Tokens] | None = None
     with cache.staging(entry) as directory:
         writer = cache.Writer(directory)
         for split, tokens in (("train", train), ("eval", held_out or [])):
-            for row in tokens:
-                writer.add(split, row)
+            for first in range(0, len(tokens), 100):
+                writer.add(split, together(tokens[first : first + 100]))
         writer.close()
         cache.commit(directory, entry, {"data": {"rows": len(train)}}, ["train.arrow", "eval.arrow"])
 
@@ -43,11 +43,11 @@ def test_rows_come_back_as_they_were_written_over_many_batches(tmp_path: Path) -
     for index in (0, 1023, 1024, 2499):
         ids, weights = read.train.row(index)
         assert (ids.dtype, weights.dtype) == (np.int32, np.float32)
-        assert ids.tolist() == train[index].ids.tolist()
+        assert ids.tolist() == train[index].ids
         assert np.count_nonzero(weights) == train[index].supervised
         for (start, end), weight in zip(train[index].spans, train[index].weights or (1, 1), strict=False):
             assert (weights[start:end] == weight).all()
-    assert [read.eval.row(i)[0].tolist() for i in range(3)] == [row.ids.tolist() for row in held_out]
+    assert [read.eval.row(i)[0].tolist() for i in range(3)] == [row.ids for row in held_out]
 
 
 def test_a_split_may_be_empty(tmp_path: Path) -> None:
@@ -118,9 +118,9 @@ def test_a_row_can_be_moved_to_the_held_out_ones(tmp_path: Path) -> None:
     write(tmp_path / "c", train)
     cache.move_to_eval(tmp_path / "c", [1], {1})
     read = cache.TokenCache(tmp_path / "c")
-    assert [read.train.row(i)[0].tolist() for i in range(3)] == [train[i].ids.tolist() for i in (0, 2, 3)]
+    assert [read.train.row(i)[0].tolist() for i in range(3)] == [train[i].ids for i in (0, 2, 3)]
     ids, weights = read.eval.row(0)
-    assert ids.tolist() == train[1].ids.tolist()
+    assert ids.tolist() == train[1].ids
     assert np.count_nonzero(weights) == train[1].supervised
 
 

@@ -345,6 +345,60 @@ users: [{name: u, user: {token: tkn}}]
     assert await connection.token() == "tkn"
     assert not connection.verify
     assert not connection.in_cluster
+    assert (connection.context, connection.namespace) == ("c", "default")
+
+
+async def test_a_context_brings_its_own_server_and_namespace(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the kubeconfig is two files, as kubectl merges them."""
+    for name, more in (("a", ""), ("b", ", namespace: team")):
+        (tmp_path / name).write_text(
+            f"""
+apiVersion: v1
+kind: Config
+current-context: {name}
+contexts: [{{name: {name}, context: {{cluster: {name}, user: u{more}}}}}]
+clusters: [{{name: {name}, cluster: {{server: "https://{name}.example"}}}}]
+users: [{{name: u, user: {{token: t}}}}]
+"""
+        )
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'a'}:{tmp_path / 'b'}")
+    chosen = await connect(context="b")
+    assert (chosen.server, chosen.context, chosen.namespace) == ("https://b.example", "b", "team")
+    assert (await connect(kubeconfig=str(tmp_path / "a"))).server == "https://a.example"
+    with pytest.raises(NoCluster, match="context c: "):
+        await connect(context="c")
+
+
+async def test_the_token_of_an_exec_plugin_is_renewed_when_it_expires(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tmp_path / "plugin"
+    plugin.write_text(
+        """#!/bin/sh
+echo x >> "$0.calls"
+echo '{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status":'
+echo '{"token": "t'$(wc -l < "$0.calls")'", "expirationTimestamp": "2020-01-01T00:00:00Z"}}'
+"""
+    )
+    plugin.chmod(0o755)
+    path = tmp_path / "config"
+    path.write_text(
+        f"""
+apiVersion: v1
+kind: Config
+current-context: c
+contexts: [{{name: c, context: {{cluster: k, user: u}}}}]
+clusters: [{{name: k, cluster: {{server: "https://a.example", proxy-url: "http://p:1", tls-server-name: b.example}}}}]
+users: [{{name: u, user: {{exec: {{apiVersion: client.authentication.k8s.io/v1, command: {plugin}}}}}}}]
+"""
+    )
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    connection = await connect()
+    assert (connection.proxy, connection.tls_server_name) == ("http://p:1", "b.example")
+    first, second = await connection.token(), await connection.token()
+    assert (first, second) == ("t2", "t3")
 
 
 async def test_a_broken_kubeconfig_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

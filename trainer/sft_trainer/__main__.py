@@ -19,7 +19,10 @@ COMMANDS = {
     "launch": "sft_trainer.launch",  # PID 1 of a training pod
     "train": "sft_trainer.train",  # one rank, started by the launcher
     "chat": "sft_trainer.chat",  # ask a finished model
+    "samples": "sft_trainer.samples",  # questions to the base and to the result, for the report
+    "report": "sft_trainer.report.command",  # one page about a training
     "inspect": "sft_trainer.inspection",  # look at data
+    "volume": "sft_trainer.volume",  # answer a person's terminal about the workspace
 }
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sft_trainer import attention, loop, model, neftune, parameters, precision, sequence_parallel
+from sft_trainer import attention as attentions
 from sft_trainer import engine as engines
+from sft_trainer import flops, loop, model, neftune, parameters, peak, precision, reporters, sequence_parallel
+from sft_trainer.baseline import evaluate_base
 from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import fence, owner, resume
 from sft_trainer.checkpoint.commit import Store
@@ -23,7 +25,7 @@ from sft_trainer.checkpoint.files import write_atomically
 from sft_trainer.checkpoint.owner import Owner
 from sft_trainer.checkpoint.resume import Found
 from sft_trainer.collate import Rows
-from sft_trainer.config import Precision, Progress, TrainConfig, TrainResult
+from sft_trainer.config import Precision, TrainConfig, TrainResult
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.data.packing import pack
 from sft_trainer.distributed import World, connect
@@ -31,17 +33,17 @@ from sft_trainer.evaluate import perplexity
 from sft_trainer.export import export
 from sft_trainer.history import History
 from sft_trainer.layout import JobFolder, within, workspace
-from sft_trainer.metrics import Metrics
+from sft_trainer.metrics import peak_memory_bytes
 from sft_trainer.outcome import now
 from sft_trainer.prefetch import Prefetch
-from sft_trainer.progress import ProgressFile
-from sft_trainer.reporting import Journal, Reporter
-from sft_trainer.run_folder import RunFolder
-from sft_trainer.selfcheck import packing_is_safe, require_exact_split, use_loss_head
+from sft_trainer.reporting import Journal
+from sft_trainer.selfcheck import require_exact_split, use_attention, use_loss_head
 from sft_trainer.starting import Start
 from sft_trainer.stopping import StopSignal
 
 logger = logging.getLogger(__name__)
+
+_LAST_WORDS_SECONDS = 10.0  # of trackers, at the end of a run
 
 
 def run(config: TrainConfig, journal: Journal) -> TrainResult:
@@ -59,11 +61,16 @@ def run(config: TrainConfig, journal: Journal) -> TrainResult:
     journal.checkpoints = resume.facts(folder.checkpoints)[-10:]
     parts = build(config, volume, folder, world, mine, found, stop, journal, clock)
     stop.defer(True)
-    start, loss = (found.state.step, found.state.loss) if found else (0, None)
-    with Prefetch(parts.rows, parts.plan, world, start) as ahead:
-        ended = loop.train(parts, start, loss, ahead.take)
-    stop.defer(False)
-    result = finish(parts, volume, ended)
+    try:
+        start, loss = (found.state.step, found.state.loss) if found else (0, None)
+        if found is None:
+            evaluate_base(parts)
+        with Prefetch(parts.rows, parts.plan, world, start) as ahead:
+            ended = loop.train(parts, start, loss, ahead.take)
+        stop.defer(False)
+        result = finish(parts, volume, ended)
+    finally:
+        parts.reporter.close(_LAST_WORDS_SECONDS)
     torch.distributed.destroy_process_group()  # not after a failure: it would wait for ranks that are gone
     return result
 
@@ -99,10 +106,10 @@ def build(
     clock: Start,
 ) -> loop.Parts:
     """Load data and model, start the engine, check packing, resume. Collective."""
-    reporter = _reporter(config, folder, world, mine, journal, clock)
+    chosen = agreed_precision(config, found, world)
+    reporter = reporters.reporter(config, folder, world, mine, chosen, journal, clock)
     reporter.phase("Starting")
     cache = TokenCache(within(volume, config.data.cache))
-    chosen = agreed_precision(config, found, world)
     settings = engines.deepspeed_config(config, chosen)
     world.first(lambda: _keep(folder.root / "deepspeed.json", settings))
     partitioned = config.deepspeed.zero_stage == 3 and (
@@ -111,21 +118,28 @@ def build(
     network = model.load(
         within(volume, config.model.directory),
         dtype=precision.dtype(chosen),
-        adapters=config.training.lora if config.training.method == "LoRA" else None,
+        adapters=config.training.lora if config.training.adapts else None,
+        added=config.model.added_tokens,
+        quantised=config.training.method == "QLoRA",
         activation_checkpointing=config.deepspeed.activation_checkpointing,
         zero3=settings if partitioned else None,
         seed=config.training.seed,
+        attention=config.model.attention,
     )
     parameters.freeze(network, config.training.parameter_groups)
     group = sequence_parallel.join(config.deepspeed.sequence_parallel_size)
     if config.training.neftune_alpha is not None:
         neftune.install(network, config.training.neftune_alpha, group)
-    expected = checkpoint_bytes(*model.counts(network), chosen)
+    expected, work = checkpoint_bytes(*model.counts(network), chosen), flops.work(network)
     clock.lap("weights")
     engine = engines.initialize(network, config, settings)
     use_loss_head(engine, cache.train, world)
     clock.lap("engine")
-    packed = tells_documents_by_position(config, engine, cache.train, world, group)
+    # Rows whose sequences are shared are told apart as packed ones are.
+    pack_rows = config.data.packing == "BestFit" or group is not None
+    attention, packed = use_attention(engine, cache.train, world, config.model.attention, pack=pack_rows)
+    if group is not None:
+        require_exact_split(engine, cache.train, world, group)
     plan = training_plan(config, cache.train.lengths, packed=packed)
     clock.lap("self-check")
     seed_everything(config.training.seed, world.rank)
@@ -145,6 +159,8 @@ def build(
         found.state.step if found else None,
         chosen,
         importlib.metadata.version("deepspeed"),
+        attention,
+        peak.peak_flops(chosen),
     )
     return loop.Parts(
         config=config,
@@ -159,6 +175,7 @@ def build(
         precision=chosen,
         checkpoint_bytes=found.size if found else expected,
         history=found.state.history if found else History(),
+        work=work,
     )
 
 
@@ -172,22 +189,6 @@ def agreed_precision(config: TrainConfig, found: Found | None, world: World) -> 
         zero_stage=config.deepspeed.zero_stage,
         saved=found.state.precision if found else None,
     )
-
-
-def tells_documents_by_position(
-    config: TrainConfig,
-    engine: engines.Engine,
-    rows: Rows,
-    world: World,
-    group: sequence_parallel.Group | None,
-) -> bool:
-    """Whether batches have position ids and no mask: packed ones, and all whose sequences are split. Collective."""
-    if group is None and config.data.packing == "None":
-        return False
-    safe = packing_is_safe(engine, rows, world)
-    if group is not None:
-        require_exact_split(engine, rows, world, group)
-    return safe
 
 
 def training_plan(config: TrainConfig, lengths: np.ndarray[Any, Any], *, packed: bool) -> Plan:
@@ -231,20 +232,6 @@ def seed_everything(seed: int, rank: int) -> None:
     torch.manual_seed(seed + rank)
 
 
-def _reporter(
-    config: TrainConfig, folder: JobFolder, world: World, mine: Fence, journal: Journal, clock: Start
-) -> Reporter:
-    return Reporter(
-        speaks=world.is_first,
-        progress=Progress(attempt=config.attempt, run_id=mine.run_id, state="Starting", time=now()),
-        file=ProgressFile(RunFolder.from_environment().progress),
-        report=folder.report,
-        metrics=Metrics(sftjob=config.job.name, attempt=config.attempt, rank=world.rank),
-        journal=journal,
-        start=clock,
-    )
-
-
 def _keep(path: Path, settings: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(settings, indent=2))
 
@@ -253,6 +240,7 @@ def finish(parts: loop.Parts, volume: Path, ended: loop.Ended) -> TrainResult:
     """Evaluate what was not yet, export the last state or the best, and say what came out. Collective."""
     if parts.history.loss_at(ended.step) is None:
         loop.held_out(parts, ended.step)
+    parts.reporter.trained(parts.world.gather(peak_memory_bytes()))
     parts.reporter.ended(ended.step, parts.history)
     shown, history = parts.history.last, parts.history
     if parts.config.export.checkpoint == "Best" and history.best is not None:
@@ -261,7 +249,7 @@ def finish(parts: loop.Parts, volume: Path, ended: loop.Ended) -> TrainResult:
             go_back(parts, shown.step)
     parts.reporter.phase("Exporting")
     if parts.plan.sequence_ranks > 1:
-        attention.use_masked(parts.engine.module)  # what is exported answers to whole sequences
+        attentions.use(parts.engine.module, "sdpa")  # what is exported answers to whole sequences
     size = export(parts, volume)
     parts.reporter.phase("Done")
     return TrainResult(

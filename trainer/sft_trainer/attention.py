@@ -2,23 +2,23 @@
 
 transformers keeps packed documents apart by a mask over the whole pack: every pair of documents is computed and
 then thrown away, which for ten documents to a pack is ten times the work. Here every document is one call of
-SDPA. An attention function sees what FlashAttention's variable-length kernels see (position ids, the window), so
-that architectures which support those are the ones that can do this; selfcheck.py compares before it is used.
+SDPA; flash.py has all of them in one call. An attention function sees what FlashAttention's variable-length kernels
+see (position ids or padding, the window), so that architectures which support those are the ones that can do this;
+selfcheck.py compares before it is used.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-Output = tuple[torch.Tensor, None]  # attention, and the probabilities that SDPA does not give
+Output = tuple[torch.Tensor, None]  # attention, and the probabilities that these do not give
 PER_DOCUMENT = "sdpa_per_document"
 _SMALLEST_BLOCK = 512  # queries of one call, where the window is shorter: calls have a price of their own
 _MASKS = {"full_attention", "sliding_attention"}  # the kinds that are the same seen from within a document
@@ -29,26 +29,39 @@ def use_per_document(model: Any) -> bool:
 
     It cannot where its attention does more than SDPA does with a causal mask or a window.
     """
+    if implementation(model) != "sdpa" or not sees_documents(model):
+        return False
+    use(model, PER_DOCUMENT, _attend)
+    return implementation(model) == PER_DOCUMENT
+
+
+def sees_documents(model: Any) -> bool:
+    """Whether the attention of `model` depends on nothing but what is within a document."""
     config: Any = getattr(model, "config", None)
     kinds = set(getattr(config, "layer_types", None) or _MASKS)
-    if getattr(config, "_attn_implementation", None) != "sdpa" or not kinds <= _MASKS:
-        return False
-    if not model._supports_flash_attn or getattr(config, "attention_chunk_size", None):
-        return False
-    AttentionInterface.register(PER_DOCUMENT, _attend)
-    AttentionMaskInterface.register(PER_DOCUMENT, _mask)
-    model.set_attn_implementation(PER_DOCUMENT)
-    return bool(config._attn_implementation == PER_DOCUMENT)
+    chunks = getattr(config, "attention_chunk_size", None)
+    return bool(getattr(model, "_supports_flash_attn", False)) and kinds <= _MASKS and not chunks
 
 
-def use_masked(model: Any) -> None:
-    """The opposite: transformers' own SDPA attention."""
-    model.set_attn_implementation("sdpa")
+def implementation(model: Any) -> str | None:
+    """What transformers calls the attention in use."""
+    return getattr(getattr(model, "config", None), "_attn_implementation", None)
+
+
+def use(model: Any, name: str, function: Callable[..., Output] | None = None) -> None:
+    """Let `model` attend by `function`, which gets to know padding as it came; without one by the library's `name`.
+
+    No name of ours may contain `flash`: transformers would load its own kernels for it.
+    """
+    if function is not None:
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, _mask)
+    model.set_attn_implementation(name)
 
 
 def _mask(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
-    """None for packed rows, whose documents the position ids tell; the usual mask for padded ones."""
-    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    """Which tokens are real, bool [B, T], of padded rows; None for packed rows, whose position ids say enough."""
+    return attention_mask
 
 
 def _attend(
@@ -62,9 +75,7 @@ def _attend(
     **kwargs: Any,
 ) -> Output:
     """Of query [B, H, T, D], key and value [B, KV, T, D], positions [B or 1, T]; the result is [B, T, H, D]."""
-    if attention_mask is not None or position_ids is None:
-        return cast(Output, sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs))
-    lengths = _lengths_of_rows(position_ids)
+    lengths = _lengths_of_rows(told(query, attention_mask, position_ids))
     if len(lengths) < query.shape[0]:
         lengths = lengths * query.shape[0]
     rows = []
@@ -81,17 +92,36 @@ def _attend(
     return torch.cat(rows), None
 
 
-@functools.lru_cache(maxsize=2)
-def _lengths_of_rows(positions: torch.Tensor) -> list[list[int]]:
-    """Of positions [B or 1, T]: the same tensor for every layer of a pass, and on a GPU each look waits for it."""
-    return [document_lengths(row) for row in positions]
+def told(
+    query: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+) -> torch.Tensor:
+    """What tells documents apart: padding bool [B, T] where there is some, else positions int64 [B or 1, T]."""
+    if attention_mask is not None:
+        return attention_mask
+    if position_ids is not None:
+        return position_ids
+    return torch.arange(query.shape[2], device=query.device)[None]
 
 
-def document_lengths(positions: torch.Tensor) -> list[int]:
-    """Lengths of the documents of one sequence, positions [T]: a new one begins where they do not go on."""
-    starts = torch.nonzero(torch.diff(positions) != 1).flatten() + 1
-    edges = [0, *starts.tolist(), len(positions)]
+@functools.lru_cache(maxsize=4)
+def _lengths_of_rows(rows: torch.Tensor) -> list[list[int]]:
+    """Of what is told: the same tensor for every layer of a pass, and on a GPU each look waits for it."""
+    return [document_lengths(row) for row in rows]
+
+
+def document_lengths(row: torch.Tensor) -> list[int]:
+    """Lengths of the documents of one sequence: a new one begins where positions int64 [T] do not go on.
+
+    Or where padding bool [T] begins or ends: what is computed there is a document of its own, which nobody reads.
+    """
+    starts = torch.nonzero(begins(row)).flatten() + 1
+    edges = [0, *starts.tolist(), len(row)]
     return [end - start for start, end in itertools.pairwise(edges)]
+
+
+def begins(told: torch.Tensor) -> torch.Tensor:
+    """For all but the first position of [..., T], bool [..., T - 1]: whether a document begins here."""
+    return torch.diff(told) != (0 if told.dtype == torch.bool else 1)
 
 
 def _blocks(

@@ -10,7 +10,8 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +54,50 @@ def answers(model: Path, questions: Sequence[str], max_new_tokens: int) -> Itera
             return_dict=True,
         ).to(network.device)
         with torch.inference_mode():
-            output = network.generate(
-                **tokens,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=tokenizer.pad_token_id
-                if tokenizer.pad_token_id is not None
-                else tokenizer.eos_token_id,
-            )
+            output = network.generate(**tokens, **_greedy(tokenizer, max_new_tokens))
         new = output[0, tokens["input_ids"].shape[1] :]
         yield question, tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def talker(model: Path) -> Callable[[list[dict[str, str]], int], Iterator[str]]:
+    """Loads a model folder; what comes back answers conversations, in pieces as they are made.
+
+    Greedy, as everywhere here. Generation runs in a thread, for its streamer is a callback and ours an iterator.
+    """
+    import torch
+    from transformers import TextIteratorStreamer
+
+    tokenizer, network = _load(model)
+
+    def talk(messages: list[dict[str, str]], max_new_tokens: int) -> Iterator[str]:
+        tokens = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(network.device)
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        errors: list[BaseException] = []
+
+        def generate() -> None:
+            try:
+                with torch.inference_mode():
+                    network.generate(**tokens, streamer=streamer, **_greedy(tokenizer, max_new_tokens))
+            except (RuntimeError, ValueError) as error:
+                errors.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=generate, daemon=True)
+        thread.start()
+        yield from (piece for piece in streamer if piece)
+        thread.join()
+        if errors:
+            raise RuntimeError(f"the model cannot answer: {errors[0]}") from errors[0]
+
+    return talk
+
+
+def _greedy(tokenizer: Any, max_new_tokens: int) -> dict[str, Any]:
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    sampling = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"max_new_tokens": max_new_tokens, "pad_token_id": pad, **sampling}
 
 
 def _load(model: Path) -> tuple[Any, Any]:

@@ -44,6 +44,7 @@ class Batch:
     tokens: int  # real tokens
     padding: int  # positions computed for nothing
     supervised: int  # positions with loss
+    pairs: int = 0  # of positions of one document: what attention has to look at
     weights: torch.Tensor | None = (
         None  # fp32 [B, T], of the targets, 0 where there is no loss; None: all are 1
     )
@@ -85,7 +86,10 @@ def collate(batch: MicroBatch, rows: Rows, device: torch.device, *, packed: bool
     width = whole.ids.shape[1] // batch.parts
     mine = slice(batch.part * width, (batch.part + 1) * width)
     own = _Layout._make(np.ascontiguousarray(array[:, mine]) for array in whole)
-    return _tensors(own, device, packed=packed, dummy=not batch.packs)
+    pairs = sum(len(ids) * (len(ids) + 1) // 2 for documents in sequences for ids, _ in documents)
+    share = pairs * (batch.part + 1) // batch.parts - pairs * batch.part // batch.parts
+    is_dummy = not batch.packs
+    return _tensors(own, device, packed=packed, pairs=0 if is_dummy else share, dummy=is_dummy)
 
 
 Document = tuple[NDArray[np.integer], NDArray[np.floating]]
@@ -122,7 +126,7 @@ def _laid_out(sequences: list[list[Document]], parts: int) -> _Layout:
     return _Layout(ids, targets, positions, real, weights)
 
 
-def _tensors(own: _Layout, device: torch.device, *, packed: bool, dummy: bool) -> Batch:
+def _tensors(own: _Layout, device: torch.device, *, packed: bool, pairs: int, dummy: bool) -> Batch:
     count = 0 if dummy else int(own.real.sum())
     supervised = own.targets != IGNORED
     is_even = bool((own.weights[supervised] == 1).all())
@@ -134,5 +138,6 @@ def _tensors(own: _Layout, device: torch.device, *, packed: bool, dummy: bool) -
         tokens=count,
         padding=own.ids.size - count,
         supervised=int(supervised.sum()),
+        pairs=pairs,
         weights=None if is_even else torch.from_numpy(own.weights).to(device),
     )

@@ -50,8 +50,9 @@ def base_of_adapter(config: TrainConfig, adapter: Path, volume: Path) -> tuple[s
 
     A model of the hub by its id, which everyone can load; any other by the way from the adapter to it.
     """
-    if config.model.resolved is not None and config.model.resolved.startswith(hub.SCHEME):
-        return hub.parse(config.model.resolved)
+    resolved = config.model.resolved or ""
+    if resolved.startswith(hub.SCHEME) and "+" not in resolved:  # with added tokens it is not the hub's
+        return hub.parse(resolved)
     return os.path.relpath(volume / config.model.directory, adapter), None
 
 

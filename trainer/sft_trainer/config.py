@@ -25,6 +25,7 @@ ENV_POD_IP = "SFTJOB_POD_IP"  # address the launcher binds to
 ENV_NODE_NAME = "SFTJOB_NODE_NAME"  # label `node` of the metrics
 ENV_NODE_INDEX = "JOB_COMPLETION_INDEX"  # set by the Job controller: this pod's index in the gang
 ENV_HOSTS = "SFTJOB_HOSTS"  # optional file in /etc/hosts format which is asked before DNS
+ENV_PEAK_FLOPS = "SFT_PEAK_FLOPS"  # set by users: FLOP/s of one rank's device, for MFU, where no table has it
 ENV_CPUS = "SFTJOB_CPUS"  # optional number of CPUs this pod may use, where no cgroup says it (LocalCluster)
 
 PREPARE_FILE = "prepare.json"
@@ -122,6 +123,7 @@ class ModelSource(Contract):
     path: str | None = None
     uri: str | None = None
     chat_template: ChatTemplate | None = None
+    add_tokens: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _one(self) -> ModelSource:
@@ -164,6 +166,7 @@ class DataConfig(Contract):
     train: list[DataSource]
     eval: EvalSplit | None = None
     max_length: int
+    min_length: int | None = None  # tokens below which a row is left out
     packing: Literal["BestFit", "None"]
     loss_on: Literal["Assistant", "LastAssistant", "AllTokens"]
     on_too_long: Literal["Truncate", "Drop", "Fail"]
@@ -179,6 +182,18 @@ class PrepareConfig(Contract):
     model: ModelSource
     data: DataConfig
     seed: int
+
+
+class TokenRange(Contract):
+    """Consecutive numbers of the vocabulary."""
+
+    first: int
+    count: int
+
+    @property
+    def end(self) -> int:
+        """The number behind the last."""
+        return self.first + self.count
 
 
 class ModelFacts(Report):
@@ -198,6 +213,7 @@ class ModelFacts(Report):
     vocabulary_size: int
     max_positions: int | None = None
     tied_embeddings: bool
+    added_tokens: TokenRange | None = None  # by model.addTokens; they are part of the counts above
 
 
 class DataFacts(Report):
@@ -211,6 +227,7 @@ class DataFacts(Report):
     supervised_tokens: int
     truncated_rows: int
     dropped_rows: int
+    short_rows: int = 0
     skipped_rows: int
     duplicate_rows: int = 0
     longest_row: int  # tokens, before truncation
@@ -225,19 +242,29 @@ class PrepareResult(Report):
     data: DataFacts
 
 
+class Prepared(Report):
+    """`jobs/<name>/prepared.json`: what a preparation was asked and what it found, without inline rows."""
+
+    config: PrepareConfig
+    result: PrepareResult
+
+
 # --------------------------------------------------------------------------- training
 
 Precision = Literal["bf16", "fp16", "fp32"]  # what a run computes in
 Offload = Literal["None", "CPU"]
 Recompute = Literal["None", "Selective", "Full"]  # activation checkpointing
+Attention = Literal["FlashAttention", "SDPA", "Eager"]
 
 
 class TrainModel(Contract):
-    """The prepared model folder, where it came from, and what replaces its chat template."""
+    """The prepared model folder, where it came from, its attention, and what replaces its chat template."""
 
     directory: str
     resolved: str | None = None  # as in ModelFacts; an adapter names its base by it
+    attention: Attention | None = None  # None: only the pod sees what there is
     chat_template: ChatTemplate | None = None
+    added_tokens: TokenRange | None = None  # their embeddings are trained beside adapters
 
 
 class TrainData(Contract):
@@ -306,7 +333,7 @@ class Loss(Contract):
 class Training(Contract):
     """Hyper-parameters with every choice made: nothing is left to decide in the pod."""
 
-    method: Literal["Full", "LoRA"]
+    method: Literal["Full", "LoRA", "QLoRA"]
     lora: LoRA | None = None
     epochs: int | None = None
     max_steps: int | None = None
@@ -324,6 +351,11 @@ class Training(Contract):
     early_stopping: EarlyStopping | None = None
     precision: Precision | Literal["Auto"]  # Auto: only the pod sees the hardware
     seed: int
+
+    @property
+    def adapts(self) -> bool:
+        """Whether adapters are trained, and no other weights."""
+        return self.method != "Full"
 
     @model_validator(mode="after")
     def _one(self) -> Training:
@@ -372,6 +404,15 @@ class Evaluation(Contract):
     period_steps: int | None = None
     period_seconds: int | None = None
     period_epochs: float | None = None
+    samples: int = 0  # held-out prompts that base and result answer for the report
+
+
+class Planned(Contract):
+    """What the planner expected of one rank, for the report to compare with the truth."""
+
+    memory_bytes: int
+    available_bytes: int | None = None  # None = not known
+    decided: list[str] = Field(default_factory=list)  # fields that the spec left open
 
 
 class Export(Contract):
@@ -396,6 +437,7 @@ class TrainConfig(Contract):
     checkpoint: Checkpointing
     evaluation: Evaluation
     export: Export
+    planned: Planned | None = None
     keep_freed_memory: bool = (
         False  # CPU ranks: the allocator gives nothing back; faster, and a quarter larger
     )
@@ -469,6 +511,8 @@ class Progress(Report):
     perplexity: float | None = None
     learning_rate: float | None = None
     tokens_per_second: float | None = None
+    mfu: float | None = None  # of rank 0 in the last step, 0 to 1
+    peak_memory_bytes: int | None = None  # of rank 0's GPU, on a CPU of its process
     estimated_remaining_seconds: int | None = None
     resumed_from_step: int | None = None
     last_verified_step: int | None = None

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 
-from sft_trainer import companions, precision
+from sft_trainer import companions, precision, quantise
 from sft_trainer.checkpoint import fence
 from sft_trainer.checkpoint.commit import require_space
 from sft_trainer.checkpoint.files import size_of, sync_directory
@@ -53,7 +53,7 @@ def export(parts: Parts, volume: Path) -> int:
     """
     ids = np.asarray(parts.rows.row(0)[0][:_PROBE_TOKENS], np.int64)
     expected = _probe(parts.engine, ids, parts.world.device)
-    state = gathered(parts.engine, parts.world, partial=parts.config.training.method == "LoRA")
+    state = gathered(parts.engine, parts.world, partial=parts.config.training.adapts)
     size = parts.world.first(lambda: _write(parts, volume, state or {}, ids, expected))
     if parts.world.is_first:
         logger.info("export %s: %.1f MB, reloaded and checked", parts.store.folder.export.name, size / 1e6)
@@ -179,7 +179,9 @@ def _write_adapters(parts: Parts, state: State, volume: Path, staging: Path, dty
 
     trained = parts.engine.module
     settings = trained.peft_config["default"]
-    fresh = peft.get_peft_model(_load(within(volume, parts.config.model.directory), dtype), settings)
+    base = _load(within(volume, parts.config.model.directory), dtype)
+    quantise.replace(base, quantise.dequantised(trained))
+    fresh = peft.get_peft_model(base, settings)
     peft.set_peft_model_state_dict(fresh, peft.get_peft_model_state_dict(trained, state_dict=state))
     choice = parts.config.export.format
     if choice != "Merged":
@@ -226,9 +228,10 @@ def _check(
     Raises:
         UserError: a tensor is empty or not finite, or the model does not say what the trained one says.
     """
-    adapter_only = parts.config.training.method == "LoRA" and parts.config.export.format == "Adapter"
+    adapter_only = parts.config.training.adapts and parts.config.export.format == "Adapter"
     model = _load(base if adapter_only else staging, dtype)
     if adapter_only:
+        quantise.replace(model, quantise.dequantised(parts.engine.module))
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(staging))

@@ -31,9 +31,7 @@ _NAMES = {  # ours: what architectures call it
     ),
 }
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 _POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings)\.weight$")
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
 
 
 def model_facts(directory: Path, resolved: str, relative: str) -> ModelFacts:
@@ -54,7 +52,7 @@ def model_facts(directory: Path, resolved: str, relative: str) -> ModelFacts:
         )
     hidden = numbers["hidden_size"] or 0
     tied = bool(document.get("tie_word_embeddings", text.get("tie_word_embeddings", True)))
-    tied = tied or not any(map(_HEAD.search, shapes))  # without a head of its own it can only be tied
+    tied = tied or not any(map(weights.HEAD.search, shapes))  # without a head of its own it can only be tied
     return ModelFacts(
         directory=relative,
         resolved=resolved,
@@ -75,7 +73,7 @@ def model_facts(directory: Path, resolved: str, relative: str) -> ModelFacts:
 
 def parameters(shapes: Shapes, tied: bool) -> int:
     """Elements of all tensors; a tied head that was stored nevertheless counts once."""
-    return sum(prod(shape) for name, shape in shapes.items() if not (tied and _HEAD.search(name)))
+    return sum(prod(shape) for name, shape in shapes.items() if not (tied and weights.HEAD.search(name)))
 
 
 def embedding_parameters(shapes: Shapes, tied: bool) -> int:
@@ -83,7 +81,7 @@ def embedding_parameters(shapes: Shapes, tied: bool) -> int:
     return sum(
         prod(shape)
         for name, shape in shapes.items()
-        if _EMBEDDING.search(name) or (_HEAD.search(name) and not tied)
+        if weights.EMBEDDING.search(name) or (weights.HEAD.search(name) and not tied)
     )
 
 
@@ -133,7 +131,7 @@ def _supported(document: Mapping[str, Any], directory: Path) -> str:
 
 
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    other = any(pattern.search(name) for pattern in (_EMBEDDING, _POSITIONS, _HEAD))
+    other = any(pattern.search(name) for pattern in (weights.EMBEDDING, _POSITIONS, weights.HEAD))
     return len(shape) == 2 and name.endswith(".weight") and not other
 
 

@@ -22,7 +22,7 @@ from sft_trainer.softmax import Objective, softmax_gradient
 _CHUNK_BYTES = {"cpu": 256 * 2**20, "gpu": 1024 * 2**20}
 
 
-class LossHead(nn.Linear):
+class Asked:
     """A linear output layer; while it is asked, hidden states [K, H] give their loss, fp32 [1, 1], not logits [K, V].
 
     Two dimensions, so that what a model does to logits it can do to this; selfcheck.py sees whether it did.
@@ -33,9 +33,22 @@ class LossHead(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Logits, or the loss."""
         if self.asked is None:
-            return super().forward(input)
+            logits: torch.Tensor = super().forward(input)  # type: ignore[misc]
+            return logits
         targets, objective = self.asked
-        return linear_cross_entropy(input, self.weight, self.bias, targets, objective).reshape(1, 1)
+        return linear_cross_entropy(input, *self.tensors(), targets, objective).reshape(1, 1)
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias."""
+        raise NotImplementedError
+
+
+class LossHead(Asked, nn.Linear):
+    """A plain one."""
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias."""
+        return self.weight, self.bias
 
 
 def install(model: Any) -> bool:
@@ -43,21 +56,35 @@ def install(model: Any) -> bool:
     layer = _output_layer(model)
     if type(layer) is nn.Linear:
         layer.__class__ = LossHead
-    return isinstance(layer, LossHead)
+    elif _has_trained_rows(layer):
+        layer.__class__ = _with_trained_rows(type(layer))
+    return isinstance(layer, Asked)
 
 
 def uninstall(model: Any) -> None:
     """Make it an ordinary layer again."""
     layer: Any = _output_layer(model)
-    if isinstance(layer, LossHead):
-        layer.__class__ = nn.Linear  # type: ignore[assignment]
+    if isinstance(layer, Asked):
+        layer.__class__ = type(layer).__mro__[2]
+
+
+def _has_trained_rows(layer: Any) -> bool:
+    """Whether it is peft's for a few trained rows of a linear layer (lora.py), in a class that we do not import."""
+    return hasattr(layer, "get_merged_weights") and type(layer.get_base_layer()) is nn.Linear
+
+
+def _with_trained_rows(kind: type) -> type:
+    def tensors(self: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.get_merged_weights(self.active_adapters), self.get_base_layer().bias
+
+    return type("TrainedRowsLossHead", (Asked, kind), {"tensors": tensors})
 
 
 @contextmanager
 def answering(model: Any, targets: torch.Tensor, objective: Objective) -> Iterator[bool]:
     """In here the forward pass of `model` gives the loss as its `logits`; False: it gives logits as ever."""
     layer = _output_layer(model)
-    if not isinstance(layer, LossHead):
+    if not isinstance(layer, Asked):
         yield False
         return
     layer.asked = (targets, objective)
@@ -70,7 +97,8 @@ def answering(model: Any, targets: torch.Tensor, objective: Objective) -> Iterat
 def _output_layer(model: Any) -> Any:
     model = getattr(model, "module", model)  # of a DeepSpeed engine
     find = getattr(model, "get_output_embeddings", None)
-    return find() if find is not None else None
+    layer = find() if find is not None else None
+    return getattr(layer, "token_adapter", layer)  # the part of peft's wrapper that computes
 
 
 def linear_cross_entropy(

@@ -63,12 +63,14 @@ def inspect(files: Sequence[Path], recipe: Recipe, number: int) -> dict[str, Any
         "supervisedTokens": counts.supervised,
         "truncatedRows": counts.truncated,
         "droppedRows": counts.dropped,
+        "shortRows": counts.short,
         "duplicateRows": counts.duplicates,
         "invalidRows": counts.skipped,
         "invalid": counts.skipped_first,
         "formats": sorted({source["format"] for source in counts.by_source.values()}),
         "lengths": _lengths(np.asarray(counts.whole)),
         "maxLength": recipe.data.max_length,
+        "minLength": recipe.data.min_length,
         "packs": packs,
         "fillPercent": packing.fill_percent(lengths, packs, recipe.data.max_length),
         "row": shown,
@@ -119,6 +121,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     data = DataConfig(
         train=[],
         max_length=options.max_length,
+        min_length=options.min_length,
         packing="BestFit",
         loss_on=options.loss_on,
         on_too_long="Truncate",
@@ -136,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder with tokenizer.json")
     parser.add_argument("--template", help="a jinja file, or ChatML; default: the model's own")
     parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--min-length", type=int)
     parser.add_argument("--loss-on", default="Assistant", choices=["Assistant", "LastAssistant", "AllTokens"])
     parser.add_argument("--row", type=int, default=1, help="which row is shown")
     return parser

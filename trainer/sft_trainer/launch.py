@@ -18,6 +18,7 @@ from sft_trainer import config, outcome
 from sft_trainer.config import FailureClass, Outcome, TrainConfig
 from sft_trainer.errors import classify
 from sft_trainer.launcher import cgroup, inputs, names, scrape, server
+from sft_trainer.launcher.aftermath import Aftermath
 from sft_trainer.launcher.environment import Gang, rank_environment
 from sft_trainer.launcher.logs import BoundedFile, RankLog, pod_log
 from sft_trainer.launcher.signals import Signals, adopt_orphans
@@ -44,6 +45,7 @@ class Launch:
         self._port = port
         self._signals = Signals()
         self._heartbeat = server.Heartbeat()
+        self._aftermath: Aftermath | None = None  # on the node of rank 0
 
     def run(self) -> Outcome:
         """From the configuration to the verdict; whatever goes wrong becomes an Outcome, too."""
@@ -55,6 +57,11 @@ class Launch:
             logger.debug("the launcher failed", exc_info=True)
             return outcome.failed(classify(error))
 
+    def conclude(self, verdict: Outcome) -> None:
+        """What follows from an outcome that stands."""
+        if self._aftermath is not None:
+            self._aftermath.follow(verdict)
+
     def _run(self) -> Outcome:
         environment = self._environment
         folder = inputs.required(environment, config.ENV_CONFIG)
@@ -62,6 +69,9 @@ class Launch:
         train = inputs.read_train_config(folder / config.TRAIN_FILE)
         hosts = inputs.read_hosts(folder / config.HOSTFILE, train.topology)
         node = inputs.node_index(environment, len(hosts))
+        if node == 0:
+            folder_of_job = JobFolder.of(workspace, train.job.name)
+            self._aftermath = Aftermath(folder_of_job, train, environment, self._settings, self._pause)
         run = RunFolder(inputs.required(environment, config.ENV_RUN))
         _empty(run)
         supervisor = Supervisor(
@@ -166,8 +176,10 @@ def launch(
     port: int = config.METRICS_PORT,
 ) -> int:
     """Run this pod's part of the gang; returns the exit code, after writing the termination message."""
-    verdict = Launch(environment or os.environ, settings or Settings(), command, port).run()
+    this = Launch(environment or os.environ, settings or Settings(), command, port)
+    verdict = this.run()
     outcome.write_outcome(verdict)
+    this.conclude(verdict)
     level = logging.INFO if verdict.outcome == "Succeeded" else logging.ERROR
     logger.log(level, "%s (exit code %d) %s", verdict.reason, verdict.exit_code, verdict.message)
     return verdict.exit_code

@@ -55,14 +55,44 @@ class JobFolder:
         return self.root / "checkpoints"
 
     @property
+    def prepared(self) -> Path:
+        """What the last preparation was asked and what it found."""
+        return self.root / "prepared.json"
+
+    @property
     def export(self) -> Path:
         """The finished model: a Hugging Face folder."""
         return self.root / "export"
 
     @property
     def report(self) -> Path:
-        """Evaluation and training curves as files."""
+        """Evaluation and training curves as files, and what is made of them."""
         return self.root / "report"
+
+    @property
+    def curves(self) -> Path:
+        """A line for every optimizer step and every evaluation."""
+        return self.report / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """A line for everything else that happens to a training (events.py)."""
+        return self.report / "events.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Answers of the base model and of the result."""
+        return self.report / "samples.json"
+
+    @property
+    def page(self) -> Path:
+        """The report, to be mailed."""
+        return self.report / "report.html"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files of TensorBoard."""
+        return self.report / "tensorboard"
 
     def logs(self, attempt: int) -> Path:
         """Rank logs of one attempt."""

@@ -26,7 +26,9 @@ from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
 from sft_trainer.errors import Interrupted, UserError
 from sft_trainer.evaluate import evaluate, perplexity
+from sft_trainer.flops import Work
 from sft_trainer.history import History, after, is_due, is_exhausted
+from sft_trainer.laps import Laps
 from sft_trainer.loss import supervised_loss
 from sft_trainer.outcome import now
 from sft_trainer.reporting import Reporter, StepFacts
@@ -52,6 +54,7 @@ class Parts:
     precision: Precision
     checkpoint_bytes: int  # expected size, for the space check
     history: History = field(default_factory=History)
+    work: Work = field(default_factory=Work)
 
 
 class Ended(NamedTuple):
@@ -107,6 +110,7 @@ def train(parts: Parts, start: int, loss: float | None, batches: Batches) -> End
                 own_padding=own.padding,
                 phases=own.phases,
                 loss_scale=own.loss_scale,
+                own_flops=own.flops,
             )
         )
         finished = done == total
@@ -159,6 +163,7 @@ class OwnStep:
     supervised: int = 0
     tokens: int = 0
     padding: int = 0
+    flops: float = 0.0
     norm: float = math.nan
     overflowed: bool = False  # nothing was updated, on any rank
     loss_scale: float | None = None  # only in fp16
@@ -184,10 +189,11 @@ def applied_step(parts: Parts, step: int, rate: float, batches: Batches) -> OwnS
 def optimizer_step(parts: Parts, mine: Sequence[Batch], rate: float) -> OwnStep:
     """Forward and backward over `mine`, this rank's micro-batches, then clip and update at rate `rate`."""
     engine, world, own = parts.engine, parts.world, OwnStep()
-    clock = time.perf_counter()
+    laps = Laps(world.device)
     own.supervised = sum(batch.supervised for batch in mine)
     own.weight = sum(batch.weight for batch in mine)
     (everywhere,) = world.sum([own.weight])
+    laps.end("rank_wait")
     # DeepSpeed averages gradients over ranks: times their number, it is the sum again.
     scale = world.size / (everywhere or 1.0)
     own.loss_scale = engines.loss_scale(engine) if parts.precision == "fp16" else None
@@ -195,17 +201,19 @@ def optimizer_step(parts: Parts, mine: Sequence[Batch], rate: float) -> OwnStep:
     for index, batch in enumerate(mine):
         engine.set_gradient_accumulation_boundary(index == len(mine) - 1)
         loss = supervised_loss(engine, batch, scale, parts.config.training.loss)
-        clock = _lap(own.phases, "forward", clock)
+        laps.end("forward")
         engine.backward(loss, scale_wrt_gas=False)
         losses += loss.detach()
         own.tokens += batch.tokens
         own.padding += batch.padding
-        clock = _lap(own.phases, "backward", clock)
+        own.flops += parts.work.flops(batch.tokens, batch.supervised, batch.pairs)
+        laps.end("backward")
     engines.set_learning_rate(engine, rate)
     norm = engines.step(engine)
     own.overflowed, own.norm = norm is None, math.nan if norm is None else norm
     own.loss_sum = float(losses) / scale
-    _lap(own.phases, "optimizer", clock)
+    laps.end("optimizer")
+    own.phases = laps.seconds()
     return own
 
 
@@ -265,9 +273,3 @@ def _require_finite(loss: float | None, norm: float, step: int) -> None:
         f"training diverged at step {step}: loss {loss}, gradient norm {norm}; lower training.learningRate "
         "or maxGradNorm, lengthen scheduler.warmupSteps, or look for broken rows in the data",
     )
-
-
-def _lap(phases: dict[str, float], name: str, since: float) -> float:
-    current = time.perf_counter()
-    phases[name] = phases.get(name, 0.0) + current - since
-    return current

@@ -8,15 +8,17 @@ import peft
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from sft_trainer.config import LoRA
+from sft_trainer.config import LoRA, TokenRange
 from sft_trainer.errors import UserError
 
 ALL_LINEAR = "AllLinear"
 _ADAPTABLE = (torch.nn.Linear, torch.nn.Embedding, Conv1D)  # Conv1D is what GPT-2 calls its linear layers
 
 
-def add(model: Any, adapters: LoRA) -> Any:
+def add(model: Any, adapters: LoRA, added: TokenRange | None = None) -> Any:
     """`model` with frozen weights and fresh adapters on the linear layers that `adapters` names.
+
+    Of the tokens `added` to the vocabulary the embeddings are trained as well, and the head's rows, tied or not.
 
     Raises:
         UserError: a name in targetModules is of no layer, or of one whose weights are not its own.
@@ -33,8 +35,25 @@ def add(model: Any, adapters: LoRA) -> Any:
         use_dora=adapters.variant == "DoRA",
         bias="none",
         task_type="CAUSAL_LM",
+        trainable_token_indices=None if added is None else _trained_rows(model, added),
     )
     return peft.get_peft_model(model, settings)
+
+
+def _trained_rows(model: Any, added: TokenRange) -> dict[str, list[int]]:
+    """Layer to numbers; of tied ones the embedding, whose rows peft gives to both."""
+    head = model.get_output_embeddings()
+    if head is not None and getattr(head, "bias", None) is not None:
+        raise UserError(
+            "AddedTokensUnsupported",
+            "model.addTokens: the head of this model has a bias, which peft leaves out where rows of the head are "
+            "trained; set training.method: Full, or remove model.addTokens",
+        )
+    names = {id(module): name for name, module in model.named_modules()}
+    layers = [model.get_input_embeddings()]
+    if head is not None and head.weight is not layers[0].weight:
+        layers.append(head)
+    return {names[id(layer)]: list(range(added.first, added.end)) for layer in layers}
 
 
 def _check(targets: list[str], model: Any) -> None:

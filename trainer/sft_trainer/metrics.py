@@ -1,9 +1,6 @@
-"""Prometheus metrics of one rank. They never stop training.
+"""What a rank tells Prometheus, and when. It never stops training.
 
-prometheus_client keeps them in memory-mapped files ($PROMETHEUS_MULTIPROC_DIR, set by the launcher before a
-rank starts) which the launcher reads at every scrape. Gauges are of mode `mostrecent`, so there is no `pid`
-label and none appears before its first value; counters start at zero with every attempt, which `rate()`
-takes as a reset.
+The series are in series.py; the launcher reads their files at every scrape.
 """
 
 from __future__ import annotations
@@ -17,59 +14,17 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Concatenate, ParamSpec
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import Gauge
 
-from sft_trainer import config
+from sft_trainer import config, series
+from sft_trainer.config import CheckpointFact
 
 logger = logging.getLogger(__name__)
 
-REGISTRY = CollectorRegistry()
 _ROOM_BYTES = 2**20  # what the files of some ranks may still grow by
-LABELS = ("sftjob", "attempt", "rank", "node")
-
-
-def _gauge(name: str, text: str, extra: tuple[str, ...] = ()) -> Gauge:
-    return Gauge(
-        f"sft_trainer_{name}", text, LABELS + extra, registry=REGISTRY, multiprocess_mode="mostrecent"
-    )
-
-
-def _counter(name: str, text: str) -> Counter:
-    return Counter(f"sft_trainer_{name}", text, LABELS, registry=REGISTRY)
-
-
-INFO = _gauge(
-    "info", "Always 1; versions and precision of the run are in the labels.", ("version", "precision")
-)
-TOTAL_STEPS = _gauge("total_steps", "Optimizer steps of the whole training.")
-STEP = _gauge("step", "Optimizer steps finished, those before a resume included.")
-LAST_STEP = _gauge("last_step_timestamp_seconds", "Unix time at which the last optimizer step ended.")
-LOSS = _gauge("loss", "Mean loss per supervised token of the last global batch.")
-LEARNING_RATE = _gauge("learning_rate", "Learning rate of the last optimizer step.")
-GRADIENT_NORM = _gauge("gradient_norm", "Global gradient norm of the last optimizer step, before clipping.")
-TOKENS_PER_SECOND = _gauge("tokens_per_second", "Real tokens of this rank per second of the last step.")
-STEP_SECONDS = _gauge("step_seconds", "Wall time of the last optimizer step.")
-PHASE_SECONDS = _gauge("phase_seconds", "Wall time of one phase of the last optimizer step.", ("phase",))
-LOSS_SCALE = _gauge("loss_scale", "Factor of the losses of the last optimizer step; only in fp16.")
-START_SECONDS = _gauge("start_seconds", "Wall time of one phase of this rank's start.", ("phase",))
-EVAL_LOSS = _gauge("eval_loss", "Mean loss per supervised token of the held-out rows.")
-EVAL_SECONDS = _gauge("eval_seconds", "Wall time of the last evaluation.")
-CHECKPOINT_SECONDS = _gauge("checkpoint_seconds", "Wall time of the last committed checkpoint.")
-CHECKPOINT_BYTES = _gauge("checkpoint_bytes", "Size of the last committed checkpoint.")
-CHECKPOINT_STEP = _gauge("last_checkpoint_step", "Step of the last committed checkpoint.")
-CHECKPOINT_TIME = _gauge("last_checkpoint_timestamp_seconds", "Unix time of the last committed checkpoint.")
-MEMORY = _gauge("memory_bytes", "Memory of this rank now.", ("kind",))
-PEAK_MEMORY = _gauge("memory_peak_bytes", "Highest memory of this rank so far.", ("kind",))
-TOKENS = _counter("tokens", "Real tokens trained on by this rank since the attempt started.")
-SUPERVISED = _counter(
-    "supervised_tokens", "Tokens that carried loss, by this rank, since the attempt started."
-)
-PADDED = _counter("padded_tokens", "Padding computed by this rank since the attempt started.")
-SKIPPED = _counter(
-    "skipped_steps", "Optimizer steps that overflowed in fp16 and were repeated, since the attempt started."
-)
 
 P = ParamSpec("P")
 
@@ -99,14 +54,36 @@ class Metrics:
         name = node or os.environ.get(config.ENV_NODE_NAME) or index
         self._labels = (sftjob, str(attempt), str(rank), name)
         self._warned = False
+        self._peak: float | None = None
 
     @_harmless
-    def started(self, *, total_steps: int, resumed_from_step: int, precision: str, version: str) -> None:
-        """The run is about to make its first step (`resumed_from_step` = 0 for a fresh one)."""
-        INFO.labels(*self._labels, version, precision).set(1)
-        self._set(TOTAL_STEPS, total_steps)
-        self._set(STEP, resumed_from_step)
-        for counter in (TOKENS, SUPERVISED, PADDED, *((SKIPPED,) if precision == "fp16" else ())):
+    def started(
+        self,
+        *,
+        total_steps: int,
+        resumed_from_step: int,
+        precision: str,
+        version: str,
+        attention: str,
+        peak_flops: float | None = None,
+        checkpoint: CheckpointFact | None = None,
+    ) -> None:
+        """The run is about to make its first step (`resumed_from_step` = 0 for a fresh one).
+
+        `peak_flops` is what this rank's device can do, `checkpoint` the newest verified one that lies there.
+        """
+        series.INFO.labels(*self._labels, version, precision, attention).set(1)
+        self._set(series.TOTAL_STEPS, total_steps)
+        self._set(series.STEP, resumed_from_step)
+        self._set(series.RESUMED_STEP, resumed_from_step)
+        self._peak = peak_flops
+        self._set(series.PEAK_FLOPS, peak_flops)
+        if checkpoint is not None:
+            self._set(series.CHECKPOINT_STEP, checkpoint.step)
+            self._set(series.CHECKPOINT_BYTES, checkpoint.bytes)
+            self._set(series.CHECKPOINT_TIME, datetime.fromisoformat(checkpoint.time).timestamp())
+        counters = [series.TOKENS, series.SUPERVISED, series.PADDED, series.FLOPS]
+        for counter in [*counters, series.SKIPPED] if precision == "fp16" else counters:
             counter.labels(*self._labels)
         self._memory()
 
@@ -114,7 +91,7 @@ class Metrics:
     def start(self, phase_seconds: Mapping[str, float]) -> None:
         """The first step ended; what the time since the process began was spent on."""
         for phase, seconds in phase_seconds.items():
-            START_SECONDS.labels(*self._labels, phase).set(seconds)
+            series.START_SECONDS.labels(*self._labels, phase).set(seconds)
 
     @_harmless
     def step(
@@ -130,45 +107,50 @@ class Metrics:
         step_seconds: float,
         phase_seconds: Mapping[str, float],
         loss_scale: float | None = None,
+        flops: float = 0.0,
     ) -> None:
         """One optimizer step ended.
 
-        Token counts are of this rank and this step; `padded_tokens` is padding only. `phase_seconds` maps
-        data_wait, forward, backward and optimizer to their share of `step_seconds`.
+        Token counts and model FLOPs are of this rank and this step; `padded_tokens` is padding only.
+        `phase_seconds` maps data_wait, rank_wait, forward, backward and optimizer to their share of
+        `step_seconds`.
         """
-        self._set(STEP, step)
-        self._set(LAST_STEP, time.time())
-        self._set(LOSS, loss)
-        self._set(LEARNING_RATE, learning_rate)
-        self._set(GRADIENT_NORM, gradient_norm)
-        self._set(LOSS_SCALE, loss_scale)
-        self._set(STEP_SECONDS, step_seconds)
-        self._set(TOKENS_PER_SECOND, tokens / step_seconds if step_seconds > 0 else None)
+        self._set(series.STEP, step)
+        self._set(series.LAST_STEP, time.time())
+        self._set(series.LOSS, loss)
+        self._set(series.LEARNING_RATE, learning_rate)
+        self._set(series.GRADIENT_NORM, gradient_norm)
+        self._set(series.LOSS_SCALE, loss_scale)
+        self._set(series.STEP_SECONDS, step_seconds)
+        self._set(series.TOKENS_PER_SECOND, tokens / step_seconds if step_seconds > 0 else None)
         for phase, seconds in phase_seconds.items():
-            PHASE_SECONDS.labels(*self._labels, phase).set(seconds)
-        TOKENS.labels(*self._labels).inc(tokens)
-        SUPERVISED.labels(*self._labels).inc(supervised_tokens)
-        PADDED.labels(*self._labels).inc(padded_tokens)
+            series.PHASE_SECONDS.labels(*self._labels, phase).set(seconds)
+        series.TOKENS.labels(*self._labels).inc(tokens)
+        series.SUPERVISED.labels(*self._labels).inc(supervised_tokens)
+        series.PADDED.labels(*self._labels).inc(padded_tokens)
+        series.FLOPS.labels(*self._labels).inc(flops)
+        self._set(series.MFU, mfu(flops, step_seconds, self._peak))
         self._memory()
 
     @_harmless
     def skipped(self) -> None:
         """An optimizer step overflowed and is repeated."""
-        SKIPPED.labels(*self._labels).inc()
+        series.SKIPPED.labels(*self._labels).inc()
 
     @_harmless
-    def evaluation(self, *, loss: float, seconds: float) -> None:
+    def evaluation(self, *, loss: float, seconds: float, perplexity: float | None = None) -> None:
         """An evaluation on the held-out rows ended."""
-        self._set(EVAL_LOSS, loss)
-        self._set(EVAL_SECONDS, seconds)
+        self._set(series.EVAL_LOSS, loss)
+        self._set(series.EVAL_PERPLEXITY, perplexity)
+        self._set(series.EVAL_SECONDS, seconds)
 
     @_harmless
     def checkpoint(self, *, step: int, seconds: float, size_bytes: int | None = None) -> None:
         """A checkpoint was committed; `size_bytes` is of the whole checkpoint, where this rank knows it."""
-        self._set(CHECKPOINT_STEP, step)
-        self._set(CHECKPOINT_SECONDS, seconds)
-        self._set(CHECKPOINT_BYTES, size_bytes)
-        self._set(CHECKPOINT_TIME, time.time())
+        self._set(series.CHECKPOINT_STEP, step)
+        self._set(series.CHECKPOINT_SECONDS, seconds)
+        self._set(series.CHECKPOINT_BYTES, size_bytes)
+        self._set(series.CHECKPOINT_TIME, time.time())
 
     def _set(self, gauge: Gauge, value: float | None) -> None:
         """Set a gauge; None (not measured in this step) leaves it as it was, NaN is shown."""
@@ -177,14 +159,29 @@ class Metrics:
 
     def _memory(self) -> None:
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        PEAK_MEMORY.labels(*self._labels, "host").set(host)
+        series.PEAK_MEMORY.labels(*self._labels, "host").set(host)
         resident = _resident_bytes()
         if not math.isnan(resident):
-            MEMORY.labels(*self._labels, "host").set(resident)
-        torch = sys.modules.get("torch")  # never imported here: the launcher's tools read this module too
+            series.MEMORY.labels(*self._labels, "host").set(resident)
+        torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
-            MEMORY.labels(*self._labels, "gpu").set(torch.cuda.memory_reserved())
-            PEAK_MEMORY.labels(*self._labels, "gpu").set(torch.cuda.max_memory_reserved())
+            series.MEMORY.labels(*self._labels, "gpu").set(torch.cuda.memory_reserved())
+            series.MEMORY.labels(*self._labels, "gpu_allocated").set(torch.cuda.memory_allocated())
+            series.PEAK_MEMORY.labels(*self._labels, "gpu").set(torch.cuda.max_memory_reserved())
+            series.PEAK_MEMORY.labels(*self._labels, "gpu_allocated").set(torch.cuda.max_memory_allocated())
+
+
+def mfu(flops: float, seconds: float, peak: float | None) -> float | None:
+    """Model FLOP/s as a share of the device's peak; None where that is not known."""
+    return flops / seconds / peak if peak and seconds > 0 else None
+
+
+def peak_memory_bytes() -> int:
+    """Highest memory of this rank so far: of its GPU, on a CPU of its process."""
+    torch = sys.modules.get("torch")  # never imported here: the launcher's tools read this module too
+    if torch is not None and torch.cuda.is_available():
+        return int(torch.cuda.max_memory_reserved())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _check_room() -> None:

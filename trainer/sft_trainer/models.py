@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sft_trainer import facts, gguf, hub, layout, weights
+from sft_trainer import facts, gguf, hub, layout, vocabulary, weights
 from sft_trainer.config import ModelFacts, ModelSource
 from sft_trainer.errors import UserError
 
@@ -18,7 +18,13 @@ def resolve(source: ModelSource, workspace: Path) -> ModelFacts:
         directory, resolved = hub.fetch(source.uri, workspace)
     else:
         directory, resolved = _from_path(source.path or "", workspace)
+    extended = vocabulary.Extended(directory)
+    if source.add_tokens:
+        facts.model_facts(directory, resolved, "")  # what is wrong with the model itself is said first
+        extended = vocabulary.extend(directory, source.add_tokens, workspace)
+        directory, resolved = extended.directory, f"{resolved}{extended.suffix}"
     found = facts.model_facts(directory, resolved, directory.relative_to(workspace).as_posix())
+    found = found.model_copy(update={"added_tokens": extended.tokens})
     logger.info("model %s: %s, %.1f M parameters", resolved, found.architecture, found.parameters / 1e6)
     return found
 

@@ -92,4 +92,4 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix("base_model.model.").replace(".default.", ".")
+    return name.removeprefix("base_model.model.").removesuffix(".default").replace(".default.", ".")

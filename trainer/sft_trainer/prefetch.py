@@ -1,4 +1,4 @@
-"""The batches of the next step, made by a thread while this step computes.
+"""The batches of the next step, made by a thread while this step computes; those of the first meanwhile, too.
 
 One thread and one step ahead are enough: a step computes for longer than numpy takes to lay out its tokens, and
 both release the interpreter. At the end of an epoch the thread packs the next one. It changes nothing about
@@ -14,18 +14,21 @@ import torch
 
 from sft_trainer.batches import Plan
 from sft_trainer.collate import Batch, Rows, collate
-from sft_trainer.data.ahead import ahead
+from sft_trainer.data.ahead import Ahead
 from sft_trainer.distributed import World
 
 _HOST = torch.device("cpu")
 
 
 class Prefetch:
-    """This rank's micro-batches, step by step from `start` to the end of the plan; leaving it joins the thread."""
+    """This rank's micro-batches, step by step from `start` to the end of the plan, which begin to be made at once.
+
+    Leaving it joins the thread.
+    """
 
     def __init__(self, rows: Rows, plan: Plan, world: World, start: int) -> None:
         self._device, self._total, self._step = world.device, plan.total_steps, start
-        self._made = ahead(_steps(rows, plan, world, start), "prefetch")
+        self._made = Ahead(_steps(rows, plan, world, start), "prefetch")
 
     def take(self, step: int) -> list[Batch]:
         """The micro-batches of `step` on this rank's device; the thread begins with those of the step after it.

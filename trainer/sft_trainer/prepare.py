@@ -22,14 +22,17 @@ from types import FrameType
 from pydantic import ValidationError
 
 from sft_trainer import layout, models, outcome
+from sft_trainer.checkpoint.files import write_atomically
 from sft_trainer.config import (
     ENV_CONFIG,
     PREPARE_FILE,
     SCHEMA_VERSION,
+    DataSource,
     ExitCode,
     ModelFacts,
     Outcome,
     PrepareConfig,
+    Prepared,
     PrepareResult,
 )
 from sft_trainer.data import build, tokenizer
@@ -49,7 +52,9 @@ def main() -> int:
     logging.getLogger("sft_trainer").setLevel(logging.INFO)
     try:
         with _interruptible():
-            result = prepare(read_config(_config_folder() / PREPARE_FILE), _workspace())
+            settings, workspace = read_config(_config_folder() / PREPARE_FILE), _workspace()
+            result = prepare(settings, workspace)
+            _remember(settings, result, layout.JobFolder.of(workspace, settings.job.name))
     except Exception as exc:
         return _fail(classify(exc))
     message = f"{result.data.rows:,} rows, {result.data.supervised_tokens:,} supervised tokens"
@@ -57,6 +62,28 @@ def main() -> int:
         Outcome(outcome="Succeeded", reason="Succeeded", message=message, time=outcome.now(), prepare=result)
     )
     return int(ExitCode.SUCCESS)
+
+
+def _remember(settings: PrepareConfig, result: PrepareResult, folder: layout.JobFolder) -> None:
+    """Leave for the report where the data came from; without it the report says less."""
+    held_out = settings.data.eval
+    shown = settings.data.model_copy(
+        update={
+            "train": [_without_rows(source) for source in settings.data.train],
+            "eval": held_out
+            and held_out.model_copy(update={"sources": [_without_rows(one) for one in held_out.sources]}),
+        }
+    )
+    prepared = Prepared(config=settings.model_copy(update={"data": shown}), result=result)
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder.prepared, prepared.to_json(indent=1))
+    except OSError as exc:
+        logger.warning("%s was not written: %s", folder.prepared.name, exc)
+
+
+def _without_rows(source: DataSource) -> DataSource:
+    return source if source.inline is None else source.model_copy(update={"inline": ""})
 
 
 def _fail(error: TrainerError) -> int:
@@ -78,14 +105,15 @@ def prepare(config: PrepareConfig, workspace: Path) -> PrepareResult:
     _warn_of_answers_without_end(template)
     data = build.build(Recipe(config.data, words, template, model.vocabulary_size), workspace)
     logger.info(
-        "prepared in %.1f s: %s rows, %s tokens (%s supervised), %d truncated, %d dropped, %d skipped, %d duplicates; "
-        "%s sequences of %d, %d %% full",
+        "prepared in %.1f s: %s rows, %s tokens (%s supervised), %d truncated, %d dropped, %d too short, %d skipped, "
+        "%d duplicates; %s sequences of %d, %d %% full",
         time.monotonic() - started,
         f"{data.rows:,}",
         f"{data.tokens:,}",
         f"{data.supervised_tokens:,}",
         data.truncated_rows,
         data.dropped_rows,
+        data.short_rows,
         data.skipped_rows,
         data.duplicate_rows,
         f"{data.packs:,}",

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from sft_trainer.config import Recompute
 
@@ -21,6 +21,8 @@ _KEPT = [
     _ATEN._scaled_dot_product_cudnn_attention.default,
     _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
 ]
+# FlashAttention's (flashkernels.py), by name: they exist once their module is imported.
+_KEPT_NAMES = {"torch_attn::_varlen_attn", "flash_attn::_flash_attn_varlen_forward"}
 
 
 def enable(model: Any, recompute: Recompute) -> None:
@@ -33,5 +35,10 @@ def enable(model: Any, recompute: Recompute) -> None:
         return
     options: dict[str, Any] = {"use_reentrant": False}
     if recompute == "Selective":
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _KEPT)
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     model.gradient_checkpointing_enable(options)
+
+
+def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    keep = operator in _KEPT or operator.name() in _KEPT_NAMES
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

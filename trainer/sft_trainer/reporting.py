@@ -6,25 +6,24 @@ here may stop a training.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from sft_trainer.checkpoint.files import write_atomically
 from sft_trainer.config import CheckpointFact, Progress
+from sft_trainer.curves import Curves
 from sft_trainer.history import History
-from sft_trainer.metrics import Metrics
+from sft_trainer.listening import Audience
+from sft_trainer.metrics import Metrics, mfu, peak_memory_bytes
 from sft_trainer.outcome import now
 from sft_trainer.progress import ProgressFile
 from sft_trainer.starting import Start
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILE = "metrics.jsonl"
 _KEPT_CHECKPOINTS = 10
 _PACE_STEPS = 20  # steps over which speed and remaining time are averaged
 
@@ -46,6 +45,7 @@ class StepFacts:
     own_padding: int
     phases: Mapping[str, float]
     loss_scale: float | None = None  # only in fp16
+    own_flops: float = 0.0
 
 
 @dataclass
@@ -71,26 +71,44 @@ class Reporter:
         speaks: bool,
         progress: Progress,
         file: ProgressFile,
-        report: Path,
+        curves: Path,
         metrics: Metrics,
         journal: Journal,
         start: Start,
+        audience: Audience,
     ) -> None:
         self._start: Start | None = start  # until the first step has ended
-        self._speaks, self._file, self._report = speaks, file, report
+        self._speaks, self._file, self._audience = speaks, file, audience
+        self._curves = Curves(curves)
         self._progress, self._metrics, self._journal = progress, metrics, journal
         self._pace: deque[tuple[int, float]] = deque(maxlen=_PACE_STEPS)
-        self._warned = False
+        self._peak_flops: float | None = None
 
-    def started(self, total_steps: int, resumed_from: int | None, precision: str, version: str) -> None:
-        """Training is about to begin, or to go on."""
+    def started(
+        self,
+        total_steps: int,
+        resumed_from: int | None,
+        precision: str,
+        version: str,
+        attention: str,
+        peak_flops: float | None = None,
+    ) -> None:
+        """Training is about to begin, or to go on; `peak_flops` is of this rank's device, where it is known."""
         self._journal.resumed_from_step, self._journal.last_step = resumed_from, resumed_from or 0
+        self._peak_flops = peak_flops
         self._metrics.started(
-            total_steps=total_steps, resumed_from_step=resumed_from or 0, precision=precision, version=version
+            total_steps=total_steps,
+            resumed_from_step=resumed_from or 0,
+            precision=precision,
+            version=version,
+            attention=attention,
+            peak_flops=peak_flops,
+            checkpoint=max(self._journal.checkpoints, key=lambda fact: fact.step, default=None),
         )
         if not self._speaks:
             return
-        self._drop_lines_after(resumed_from or 0)
+        lost = self._curves.cut(resumed_from)
+        self._audience.tell(lambda one: one.started(total_steps, resumed_from, lost))
         self._publish(
             state="Training", step=resumed_from or 0, total_steps=total_steps, resumed_from_step=resumed_from
         )
@@ -109,10 +127,12 @@ class Reporter:
             step_seconds=facts.seconds,
             phase_seconds=facts.phases,
             loss_scale=facts.loss_scale,
+            flops=facts.own_flops,
         )
         self._first_step_ended()
         if not self._speaks:
             return
+        self._audience.tell(lambda one: one.step(facts))
         self._pace.append((facts.tokens, facts.seconds))
         seconds = sum(s for _, s in self._pace)
         speed = sum(t for t, _ in self._pace) / seconds if seconds > 0 else 0.0
@@ -123,7 +143,7 @@ class Reporter:
             "step %d/%d loss %s lr %.3g grad %.3f tok/s %.0f eta %s",
             *(facts.step, total, shown, facts.learning_rate, facts.gradient_norm, speed, duration(remaining)),
         )
-        self._append(
+        self._curves.append(
             step=facts.step,
             epoch=round(facts.epoch, 4),
             loss=facts.loss,
@@ -141,6 +161,8 @@ class Reporter:
             loss=facts.loss,
             learning_rate=facts.learning_rate,
             tokens_per_second=round(speed, 1),
+            mfu=mfu(facts.own_flops, facts.seconds, self._peak_flops),
+            peak_memory_bytes=peak_memory_bytes(),
             estimated_remaining_seconds=remaining,
         )
 
@@ -161,14 +183,23 @@ class Reporter:
             )
         self._publish(step=step, total_steps=step, estimated_remaining_seconds=0)
 
+    def trained(self, peaks: Sequence[int]) -> None:
+        """All steps are done; `peaks` is the highest memory of every rank in bytes."""
+        self._audience.tell(lambda one: one.trained(peaks))
+
+    def close(self, seconds: float) -> None:
+        """The run ends; listeners that hold something back have so many seconds for it."""
+        self._audience.tell(lambda one: one.close(seconds))
+
     def _first_step_ended(self) -> None:
         if self._start is None:
             return
         self._start.lap("first step")
-        self._metrics.start(self._start.phases)
+        phases, spent, self._start = self._start.phases, str(self._start), None
+        self._metrics.start(phases)
         if self._speaks:
-            logger.info("started in %s", self._start)
-        self._start = None
+            logger.info("started in %s", spent)
+            self._audience.tell(lambda one: one.first_step(phases))
 
     def phase(
         self, state: Literal["Starting", "Training", "Evaluating", "Saving", "Exporting", "Done"]
@@ -178,11 +209,14 @@ class Reporter:
 
     def evaluated(self, step: int, loss: float, perplexity: float, seconds: float) -> None:
         """An evaluation ended."""
-        self._metrics.evaluation(loss=loss, seconds=seconds)
+        if self._start is not None:
+            self._start.lap("evaluation")
+        self._metrics.evaluation(loss=loss, seconds=seconds, perplexity=perplexity)
         if self._speaks:
             logger.info("step %d eval loss %.4f perplexity %.3f (%.1f s)", step, loss, perplexity, seconds)
-            self._append(step=step, eval_loss=loss, perplexity=perplexity, seconds=round(seconds, 4))
+            self._curves.append(step=step, eval_loss=loss, perplexity=perplexity, seconds=round(seconds, 4))
             self._publish(eval_loss=loss, perplexity=perplexity)
+            self._audience.tell(lambda one: one.evaluated(step, loss, perplexity))
 
     def saved(self, fact: CheckpointFact, kept: list[int], seconds: float) -> None:
         """A checkpoint was committed; `kept` are the steps whose checkpoints lie there now."""
@@ -192,6 +226,7 @@ class Reporter:
         if self._speaks:
             logger.info("checkpoint %s committed: %.1f MB in %.1f s", fact.name, fact.bytes / 1e6, seconds)
             self._publish()
+            self._audience.tell(lambda one: one.saved(fact, seconds))
 
     def _publish(self, **changes: object) -> None:
         if not self._speaks:
@@ -203,35 +238,6 @@ class Reporter:
         }
         self._progress = self._progress.model_copy(update={**changes, **always})
         self._file.write(self._progress)
-
-    def _append(self, **values: object) -> None:
-        try:
-            self._report.mkdir(parents=True, exist_ok=True)
-            with open(self._report / METRICS_FILE, "a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
-        except OSError as error:
-            if not self._warned:
-                logger.warning("the curves in %s are incomplete, training goes on: %s", METRICS_FILE, error)
-            self._warned = True
-
-    def _drop_lines_after(self, step: int) -> None:
-        """Steps behind the resumed checkpoint are about to happen again: their lines go."""
-        path = self._report / METRICS_FILE
-        try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-            write_atomically(path, "".join(f"{line}\n" for line in kept))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            logger.warning("the curves in %s could not be cut to step %d: %s", METRICS_FILE, step, error)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, OverflowError):
-        return float("inf")  # half a line, or none: from a run that was killed, or a node that lost power
 
 
 def duration(seconds: int) -> str:

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from sft_trainer import attention, head, sequence_parallel
+from sft_trainer import attention, flash, head, sequence_parallel
 from sft_trainer.collate import IGNORED, Batch, Rows
+from sft_trainer.config import Attention
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
+from sft_trainer.errors import UserError
+from sft_trainer.flashkernels import Found
 from sft_trainer.loss import supervised_loss
 
 logger = logging.getLogger(__name__)
+
+Find = Callable[[Any, torch.dtype, torch.device], Found]
 
 _LENGTH = 32  # tokens of each document
 # Largest allowed difference, relative to the largest logit. Contamination measures 0.3 and more.
@@ -53,30 +60,70 @@ def use_loss_head(engine: Engine, rows: Rows, world: World) -> bool:
     return equal
 
 
-def packing_is_safe(engine: Engine, rows: Rows, world: World) -> bool:
-    """Whether logits of two documents packed equal those of each alone, on every rank. Collective.
+class Chosen(NamedTuple):
+    """The attention in use, by its name in the API, and whether documents share sequences."""
 
-    The attention of each document on its own is tried first, and left in use where it passes.
+    attention: Attention
+    packed: bool
+
+
+def use_attention(
+    engine: Engine,
+    rows: Rows,
+    world: World,
+    wanted: Attention | None = None,
+    *,
+    pack: bool = True,
+    find: Find = flash.find,
+) -> Chosen:
+    """Leave in use the first attention that is allowed, possible and right, with packs or without. Collective.
+
+    Right means that logits of two documents which share a pass equal those of each alone, on every rank. Allowed are
+    the `wanted` one, or all: FlashAttention, on GPUs; SDPA for each document on its own; what the library does itself.
+
+    Raises:
+        UserError: FlashAttention is `wanted`, and is not possible or not right.
     """
-    documents = [np.asarray(rows.row(i % len(rows.lengths))[0][:_LENGTH], np.int64) for i in (0, 1)]
+    whole, half = (np.asarray(rows.row(i % len(rows.lengths))[0][:_LENGTH], np.int64) for i in (0, 1))
+    documents = [whole, half[: max(2, len(half) // 2)]]  # not as long as one another
     engine.eval()
     with torch.no_grad():
-        apart = torch.cat([_logits(engine, [document], world) for document in documents])
-        safe = False
-        if attention.use_per_document(engine.module):
-            safe = _agree(
-                _logits(engine, documents, world), apart, world, "each document's attention on its own"
-            )
-            if not safe:
-                attention.use_masked(engine.module)
-        safe = safe or _agree(_logits(engine, documents, world), apart, world, "the library's attention")
+        chosen = _first_right(engine, documents, world, wanted, pack, find)
     engine.train()
-    if world.is_first and not safe:
+    if world.is_first:
+        logger.info("attention: %s, rows are %s", chosen.attention, "packed" if chosen.packed else "padded")
+    return chosen
+
+
+def _first_right(
+    engine: Engine,
+    documents: list[np.ndarray],
+    world: World,
+    wanted: Attention | None,
+    pack: bool,
+    find: Find,
+) -> Chosen:
+    library = attention.implementation(engine.module)
+    apart = torch.cat([_packed(engine, [document], world) for document in documents])
+    for name, words in _ours(engine.module, world, wanted, find):
+        try:
+            together = _packed(engine, documents, world) if pack else _padded(engine, documents, world)
+        except (RuntimeError, TypeError, ValueError) as error:
+            logger.warning("%s failed: %s", words, error)
+            together = torch.full_like(apart, torch.nan)
+        if _agree(together, apart, world, words):
+            return Chosen(name, pack)
+        attention.use(engine.module, library or "eager")
+    if wanted == "FlashAttention":
+        raise _not_possible("documents would see each other with it")
+    if not pack or _agree(_packed(engine, documents, world), apart, world, "the library's attention"):
+        return Chosen("Eager" if library == "eager" else "SDPA", pack)
+    if world.is_first:
         logger.warning(
             "packing is turned off: this model mixes documents that share a sequence; "
             "training goes on with padded rows, slower but right"
         )
-    return safe
+    return _first_right(engine, documents, world, wanted, False, find)
 
 
 def require_exact_split(engine: Engine, rows: Rows, world: World, group: sequence_parallel.Group) -> None:
@@ -96,7 +143,7 @@ def require_exact_split(engine: Engine, rows: Rows, world: World, group: sequenc
     own, at = (sequence_parallel.own_part(each.to(world.device), group) for each in (ids, positions))
     engine.eval()
     with torch.no_grad():
-        apart = torch.cat([_logits(engine, [document], world) for document in documents])
+        apart = torch.cat([_packed(engine, [document], world) for document in documents])
         sequence_parallel.use(engine.module, group)
         logits = engine(input_ids=own, position_ids=at, use_cache=False).logits[0]
     engine.train()
@@ -107,20 +154,44 @@ def require_exact_split(engine: Engine, rows: Rows, world: World, group: sequenc
         raise sequence_parallel.unsupported("its logits are others than those of whole documents")
 
 
-def _agree(packed: torch.Tensor, apart: torch.Tensor, world: World, how: str) -> bool:
+def _ours(model: Any, world: World, wanted: Attention | None, find: Find) -> Iterator[tuple[Attention, str]]:
+    """Attentions of ours that `model` can have, each put to use as it is named."""
+    if wanted in (None, "FlashAttention"):
+        kernel, words = find(model, next(model.parameters()).dtype, world.device)
+        if world.sum([float(kernel is None)])[0] == 0 and kernel is not None:
+            flash.install(model, kernel)
+            yield "FlashAttention", f"FlashAttention ({words})"
+        else:
+            why = "another rank cannot compute it" if kernel is not None else words
+            if wanted == "FlashAttention":
+                raise _not_possible(why)
+            if world.is_first and world.device.type != "cpu":
+                logger.info("no FlashAttention: %s", why)
+    if wanted in (None, "SDPA") and attention.use_per_document(model):
+        yield "SDPA", "each document's attention on its own"
+
+
+def _not_possible(why: str) -> UserError:
+    return UserError(
+        "AttentionUnsupported",
+        f"model.attention is FlashAttention, but {why}: set it to SDPA, or remove it to have it chosen",
+    )
+
+
+def _agree(together: torch.Tensor, apart: torch.Tensor, world: World, how: str) -> bool:
     """Whether these logits are equal on every rank, but for rounding in the model's type."""
     difference = float(
-        (packed.float() - apart.float()).abs().max() / apart.float().abs().max().clamp(min=1e-6)
+        (together.float() - apart.float()).abs().max() / apart.float().abs().max().clamp(min=1e-6)
     )
-    wrong = not difference <= _TOLERANCE.get(packed.dtype, 5e-2)
+    wrong = not difference <= _TOLERANCE.get(together.dtype, 5e-2)
     safe = world.sum([float(wrong)])[0] == 0
     if world.is_first:
         verdict = "passed: documents do not see each other" if safe else "failed"
-        logger.info("packing self-check with %s %s (%.1e)", how, verdict, difference)
+        logger.info("self-check of %s %s (%.1e)", how, verdict, difference)
     return safe
 
 
-def _logits(engine: Engine, documents: list[np.ndarray], world: World) -> torch.Tensor:
+def _packed(engine: Engine, documents: list[np.ndarray], world: World) -> torch.Tensor:
     """Logits [tokens, vocabulary] of documents that share one sequence, in the model's type."""
     ids = torch.from_numpy(np.concatenate(documents))[None].to(world.device)
     positions = torch.from_numpy(np.concatenate([np.arange(len(d)) for d in documents]))[None]
@@ -128,3 +199,16 @@ def _logits(engine: Engine, documents: list[np.ndarray], world: World) -> torch.
         input_ids=ids, position_ids=positions.to(world.device), use_cache=False
     ).logits
     return logits[0]
+
+
+def _padded(engine: Engine, documents: list[np.ndarray], world: World) -> torch.Tensor:
+    """The same of documents that are rows of their own, padded to the longest."""
+    longest = max(len(document) for document in documents)
+    ids = np.stack([np.pad(document, (0, longest - len(document))) for document in documents])
+    real = torch.from_numpy(np.stack([np.arange(longest) < len(document) for document in documents]))
+    logits: torch.Tensor = engine(
+        input_ids=torch.from_numpy(ids).to(world.device),
+        attention_mask=real.to(world.device, torch.int64),
+        use_cache=False,
+    ).logits
+    return logits[real.to(world.device)]

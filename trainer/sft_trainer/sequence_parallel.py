@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from sft_trainer import attention
+from sft_trainer import attention, flash
 from sft_trainer.distributed import COMPUTING
 from sft_trainer.errors import UserError
 
 SPLIT = "split_sequences"
 # Attentions of which a head needs nothing but its own queries, keys and values, and positions.
-_WITHIN_DOCUMENTS = {attention.PER_DOCUMENT}
+_WITHIN_DOCUMENTS = {attention.PER_DOCUMENT, flash.AT_ONCE}
 _FIELD = "deepspeed.sequenceParallelSize"
 # Their frequencies depend on the longest position of a pass, and here each rank sees its own positions.
 _MOVING_ROTATIONS = {"dynamic", "longrope"}
@@ -55,7 +55,7 @@ def use(model: Any, group: Group) -> None:
     config: Any = getattr(model, "config", None)
     used = getattr(config, "_attn_implementation", None)
     if used not in _WITHIN_DOCUMENTS:
-        raise unsupported("its attention is more than SDPA with a causal mask or a window")
+        raise unsupported("its attention is neither FlashAttention nor SDPA with a causal mask or a window")
     if _rotations(config) & _MOVING_ROTATIONS:
         raise unsupported("its rotary embedding changes with the longest position of a pass")
     AttentionInterface.register(SPLIT, functools.partial(_attend, group, AttentionInterface()[used]))

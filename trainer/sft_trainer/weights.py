@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from sft_trainer import layout
 from sft_trainer.errors import UserError
 
 INDEX = "model.safetensors.index.json"
+EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
+HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
+VOCABULARY = re.compile(f"{EMBEDDING.pattern}|(^|\\.)(lm_head|embed_out|output)\\.(weight|bias)$")
 _MAX_HEADER = 100 << 20  # as in the reference implementation
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10  # per file, evenly spread, the first and last bytes included
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -25,7 +29,7 @@ def shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor by name. UserError WeightsMissing or WeightsDamaged names file and fix."""
     found: dict[str, tuple[int, ...]] = {}
     for path in files(directory):
-        for name, entry in _header(path).items():
+        for name, entry in header(path).items():
             if name != "__metadata__":
                 found[name] = tuple(entry["shape"])
     return found
@@ -64,7 +68,7 @@ def fingerprint(directory: Path) -> str:
     digest = hashlib.sha256((directory / "config.json").read_bytes())
     for path in files(directory):
         size = path.stat().st_size
-        digest.update(f"{path.name} {size} {json.dumps(_header(path), sort_keys=True)}".encode())
+        digest.update(f"{path.name} {size} {json.dumps(header(path), sort_keys=True)}".encode())
         with path.open("rb") as stream:
             for number in range(_SAMPLES):
                 stream.seek((size - _SAMPLE_BYTES) * number // (_SAMPLES - 1) if size > _SAMPLE_BYTES else 0)
@@ -72,7 +76,27 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _header(path: Path) -> dict[str, Any]:
+def of_the_vocabulary(path: Path, size: int) -> list[str]:
+    """Names of the tensors in `path` that have `size` rows, one per token: embedding, head and its bias."""
+    return [
+        name
+        for name, entry in header(path).items()
+        if name != "__metadata__" and VOCABULARY.search(name) and entry["shape"][:1] == [size]
+    ]
+
+
+def header_length(path: Path) -> int:
+    """Bytes of the header, without the eight that say so."""
+    with path.open("rb") as stream:
+        return int.from_bytes(stream.read(8), "little")
+
+
+def header(path: Path) -> dict[str, Any]:
+    """What `path` holds: dtype, shape and data_offsets of each tensor, and perhaps __metadata__.
+
+    Raises:
+        UserError: WeightsDamaged.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
         start = stream.read(8)

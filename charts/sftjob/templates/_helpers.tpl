@@ -87,3 +87,10 @@ sftjob.dev/role: train
     - port: 53
       protocol: TCP
 {{- end }}
+
+{{- /* Fails where the cluster does not know a kind of Prometheus' operator: an object that nobody reads is no monitoring. */}}
+{{- define "sftjob.requireMonitoring" -}}
+{{- if not (.root.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" .kind)) -}}
+{{- fail (printf "%s is true, and this cluster does not know %s of monitoring.coreos.com/v1: install Prometheus' operator first, or set it to false (the pods carry prometheus.io annotations all the same). With helm template: --api-versions monitoring.coreos.com/v1/%s" .value .kind .kind) -}}
+{{- end -}}
+{{- end }}

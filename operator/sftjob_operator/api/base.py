@@ -90,4 +90,23 @@ HubUri = Annotated[
 ]
 """A repository on the Hugging Face hub."""
 
+NewToken = Annotated[
+    str,
+    Field(min_length=1, max_length=64),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 64,
+            **rules(
+                (
+                    "self.matches('^[^ \\t\\r\\n]+$')",
+                    "a token has no white space: remove it, or write _ in its place",
+                )
+            ),
+        }
+    ),
+]
+"""A text that becomes one entry of a vocabulary."""
+
 ObjectName = Annotated[str, Field(min_length=1, max_length=253)]

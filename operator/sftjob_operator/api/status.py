@@ -85,6 +85,7 @@ class DataStatus(ApiModel):
     dropped_rows: int = Field(
         0, description="Rows dropped as too long, or without a supervised token after the cut."
     )
+    short_rows: int = Field(0, description="Rows left out as shorter than minLength.")
     skipped_rows: int = Field(0, description="Rows that could not be read.")
     duplicate_rows: int = Field(0, description="Rows left out by deduplicate.")
     fill_percent: int = Field(0, description="Share of the packed sequences that is not padding.")
@@ -138,6 +139,26 @@ class ResultStatus(ApiModel):
     perplexity: str | None = Field(None, description="exp(evalLoss).")
 
 
+class GoodputStatus(ApiModel):
+    """What the job's time was spent on, in seconds up to accountedTime."""
+
+    percent: int | None = Field(
+        None, description="productiveSeconds as a share of all seconds with pods (the first four)."
+    )
+    productive_seconds: int = Field(0, description="Steps made for the first time, evaluations, the export.")
+    checkpoint_seconds: int = Field(0, description="Training stood still for a checkpoint.")
+    lost_seconds: int = Field(0, description="Steps made again, because they were lost with an attempt.")
+    restart_seconds: int = Field(
+        0, description="From the creation of pods to the first step, at every start, and pauses before one."
+    )
+    preparing_seconds: int = Field(0, description="Preparation of model and data.")
+    queued_seconds: int = Field(
+        0, description="Waiting for capacity, quota, a claim, a Secret, or for a spec that can be worked on."
+    )
+    suspended_seconds: int = Field(0, description="Suspended by its owner.")
+    accounted_time: str = Field(description="Until when this is counted; later time is not yet.")
+
+
 class Status(ApiModel):
     """What is."""
 
@@ -177,3 +198,4 @@ class Status(ApiModel):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["number"]},
     )
     result: ResultStatus | None = Field(None, description="What a finished job leaves.")
+    goodput: GoodputStatus | None = Field(None, description="What the job's time was spent on.")

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 from sftjob_operator.api.base import (
     ApiModel,
     HubUri,
+    NewToken,
     ObjectName,
     Passthrough,
     Quantity,
@@ -60,7 +61,16 @@ class ChatTemplate(ApiModel):
 class Model(ApiModel):
     """The base model: exactly one of `uri` and `path`."""
 
-    model_config = ConfigDict(json_schema_extra=rules(exactly_one_of("spec.model", "uri", "path")))
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            exactly_one_of("spec.model", "uri", "path"),
+            (
+                "!has(self.addTokens) || self.addTokens.all(token, "
+                "self.addTokens.exists_one(other, other == token))",
+                "spec.model.addTokens: a token is there twice, remove one of them",
+            ),
+        )
+    )
     uri: HubUri | None = Field(
         None, description="hf://<organisation>/<name>[@<revision>], downloaded once into the workspace."
     )
@@ -70,8 +80,18 @@ class Model(ApiModel):
     secret_ref: SecretRef | None = Field(
         None, description="All its keys (HF_TOKEN) become environment of the prepare pod, and of no other."
     )
+    attention: Literal["FlashAttention", "SDPA", "Eager"] | None = Field(
+        None,
+        description="How attention is computed. Absent = FlashAttention on GPUs that can, in bf16 and fp16; else SDPA, "
+        "each document on its own; Eager where the architecture has no other.",
+    )
     chat_template: ChatTemplate | None = Field(
         None, description="Replaces the tokenizer's template, also in the export; absent = the tokenizer's."
+    )
+    add_tokens: Annotated[list[NewToken], Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description="Special tokens that the model is to learn, such as <|tool|>: one token each wherever they stand. "
+        "Their embeddings begin as the mean of all others, and are trained with LoRA, too.",
     )
 
 
@@ -133,12 +153,24 @@ class EvalData(ApiModel):
 class Data(ApiModel):
     """What is learned and how it becomes tokens."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.minLength) || self.minLength <= (has(self.maxLength) ? self.maxLength : 2048)",
+                "spec.data.minLength must not exceed spec.data.maxLength, or no row is left",
+            )
+        )
+    )
     train: Annotated[list[DataSource], Field(min_length=1, max_length=32)] = Field(
         description="Sources of training rows, read one after another."
     )
     eval: EvalData | None = Field(None, description="Rows for the evaluation loss; absent = no evaluation.")
     max_length: Annotated[int, Field(ge=16, le=1048576)] = Field(
         2048, description="Tokens of a sequence. Default 2048."
+    )
+    min_length: Annotated[int, Field(ge=1, le=1048576)] | None = Field(
+        None,
+        description="Tokens below which a row, template included, is left out and counted in status; absent = none is.",
     )
     packing: Literal["BestFit", "None"] = Field(
         "BestFit", description="BestFit fills each sequence with whole rows; None pads. Default BestFit."
@@ -291,8 +323,8 @@ class Training(ApiModel):
         json_schema_extra=rules(
             at_most_one_of("spec.training", "epochs", "maxSteps", "maxTokens"),
             (
-                "!has(self.lora) || (has(self.method) && self.method == 'LoRA')",
-                "spec.training.lora needs spec.training.method: LoRA",
+                "!has(self.lora) || (has(self.method) && self.method != 'Full')",
+                "spec.training.lora needs spec.training.method: LoRA or QLoRA",
             ),
             (
                 "!has(self.scheduler) || !has(self.scheduler.minLearningRate) || "
@@ -303,8 +335,12 @@ class Training(ApiModel):
             ),
         )
     )
-    method: Literal["Full", "LoRA"] = Field("Full", description="Which weights are trained. Default Full.")
-    lora: LoRA | None = Field(None, description="Settings of method LoRA.")
+    method: Literal["Full", "LoRA", "QLoRA"] = Field(
+        "Full",
+        description="Which weights are trained: all, or adapters; of QLoRA the frozen ones are kept in four bits. Default "
+        "Full.",
+    )
+    lora: LoRA | None = Field(None, description="Settings of methods LoRA and QLoRA.")
     epochs: Annotated[int, Field(ge=1, le=10000)] | None = Field(
         None, description="Passes over the data; or maxSteps, or maxTokens. Default 1 where none is set."
     )
@@ -603,6 +639,11 @@ class Evaluation(ApiModel):
     period_epochs: Annotated[float, Field(gt=0, le=10000)] | None = Field(
         None, description="Every so many passes over the data; 0.5 = twice in each."
     )
+    samples: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None,
+        description="Held-out prompts to which the report shows the answers of the base model and of the "
+        "result; 0 = none, for data that must not leave the volume. Default 3 with spec.data.eval.",
+    )
 
 
 class Export(ApiModel):
@@ -645,8 +686,8 @@ class Spec(ApiModel):
         json_schema_extra=rules(
             (
                 "!has(self.export) || !has(self.export.format) || self.export.format == 'Merged' || "
-                "(has(self.training) && has(self.training.method) && self.training.method == 'LoRA')",
-                "spec.export.format Adapter and Both need spec.training.method: LoRA",
+                "(has(self.training) && has(self.training.method) && self.training.method != 'Full')",
+                "spec.export.format Adapter and Both need spec.training.method: LoRA or QLoRA",
             ),
             (
                 f"!({_EVALUATES}) || has(self.data.eval)",
@@ -658,6 +699,11 @@ class Spec(ApiModel):
                 "!has(self.deepspeed.zeroStage) || self.deepspeed.zeroStage != 3",
                 "spec.training.lora.variant: DoRA takes norms of whole weights, which ZeRO stage 3 partitions: set "
                 "spec.deepspeed.zeroStage to 2 or lower, or use RSLoRA",
+            ),
+            (
+                "!has(self.evaluation) || !has(self.evaluation.samples) || self.evaluation.samples == 0 || "
+                "has(self.data.eval)",
+                "spec.evaluation.samples are prompts of held-out rows: set spec.data.eval",
             ),
             _needs_evaluations(_STOPS_EARLY, "spec.training.earlyStopping"),
             _needs_evaluations(

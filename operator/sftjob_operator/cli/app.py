@@ -1,7 +1,4 @@
-"""The command line `sftjob` (and `kubectl sftjob`): what each command takes; the work is in its own module.
-
-Exit codes: 0 done or Complete, 1 the job failed, 2 wrong input, 130 interrupted.
-"""
+"""The command line `sftjob` (and `kubectl sftjob`): what each command takes; the work is in its own module."""
 
 from __future__ import annotations
 
@@ -12,17 +9,27 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from sftjob_operator.cli.errors import CliError
+from sftjob_operator.cli import aio, verbs
+from sftjob_operator.cli.errors import INTERRUPTED, CliError
+from sftjob_operator.cli.options import NoWait, located
+from sftjob_operator.cli.place import Where
 from sftjob_operator.cli.terminal import console
-from sftjob_operator.cluster.base import Key
 
-STATE = Path(".sftjob") / "state"
+HELP = """Fine-tune chat models: run an SFTJob, watch it, find out why it does not run, talk to the result.
+
+The jobs are those of a cluster (--context, --kubeconfig; always for `kubectl sftjob`) or of this machine (--local,
+--state). Without any of these `sftjob` takes this machine where the current directory holds .sftjob/state, else the
+cluster of the kubeconfig.
+
+Exit codes: 0 done, or the job is complete; 1 the job failed, or a check did; 2 wrong input; 3 the cluster does not
+answer or refuses, or nobody carries the job on; 130 Ctrl-C.
+"""
 
 app = typer.Typer(
     name="sftjob",
-    help="Fine-tune chat models: run an SFTJob on this machine, or see what the operator would make of it.",
+    help=HELP,
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -31,47 +38,50 @@ data_app = typer.Typer(help="Look at training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 File = Annotated[Path, typer.Argument(help="A YAML file with one SFTJob.", show_default=False)]
-Namespace = Annotated[
-    str | None, typer.Option("--namespace", "-n", help="Namespace of the job; default: the file's.")
-]
-State = Annotated[Path, typer.Option(help="The directory that `sftjob run` kept its objects in.")]
-Name = Annotated[str, typer.Argument(help="Name of the job.", show_default=False)]
-OfNamespace = Annotated[str, typer.Option("--namespace", "-n", help="Namespace of the job.")]
 
 
 @app.command()
+@located
 def run(
+    where: Where,
     file: File,
     workspace: Annotated[
         Path | None,
         typer.Option(
-            help="Directory that is the volume of spec.workspace; default: the file's.", show_default=False
+            help="On this machine: the directory that is the volume of spec.workspace; default: the file's.",
+            show_default=False,
         ),
     ] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            help=f"Where objects and logs are kept; default: {STATE} beside the file.", show_default=False
-        ),
-    ] = None,
-    namespace: Namespace = None,
     secret: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FILE: a Secret with the KEY=VALUE lines of a file.", show_default=False),
+        typer.Option(
+            help="On this machine: NAME=FILE, a Secret with the KEY=VALUE lines of a file.",
+            show_default=False,
+        ),
     ] = None,
+    no_wait: NoWait = False,
 ) -> None:
-    """Run a job on this machine, without a cluster: the same operator over local processes.
+    """Run a job to its end: on this machine, or as `kubectl sftjob run` (or with --context) in a cluster.
 
-    Ctrl-C suspends it (the ranks save a checkpoint), and the same command goes on with it. A run that was killed is
-    taken up again, with the ranks that still live.
+    On this machine it is the same operator over local processes; its objects and logs are kept in --state, by default
+    .sftjob/state beside the file. Ctrl-C suspends the job (the ranks save a checkpoint), and the same command goes on
+    with it; a run that was killed is taken up again, with the ranks that still live. In a cluster the file is applied
+    and the job watched; Ctrl-C ends the watching alone.
     """
+    from sftjob_operator.cli import apply, place
     from sftjob_operator.cli import run as command
 
+    if where.context or where.kubeconfig or (place.is_plugin() and not (where.local or where.state)):
+        if workspace or secret:
+            raise CliError("--workspace and --secret are for a run on this machine: a cluster has its own")
+        raise typer.Exit(aio.run(apply.run(where, file, not no_wait, console())))
+    if no_wait:
+        raise CliError("on this machine a job runs in the foreground: leave --no-wait out")
     options = command.Options(
         file=file,
         workspace=(workspace or file.parent).resolve(),
-        state=(state or file.parent / STATE).resolve(),
-        namespace=namespace,
+        state=(where.state or file.parent / place.STATE).resolve(),
+        namespace=where.namespace,
         secrets=secret or (),
     )
     raise typer.Exit(command.run(options, console()))
@@ -84,7 +94,9 @@ def render(
         Path | None,
         typer.Option(help="JSON as in status.prepared.facts; default: placeholders.", show_default=False),
     ] = None,
-    namespace: Namespace = None,
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Namespace of the job; default: the file's.")
+    ] = None,
     image: Annotated[
         str, typer.Option(help="Trainer image where the job names none.")
     ] = "sftjob-trainer:latest",
@@ -118,6 +130,9 @@ def inspect_data(
         typer.Option(help="A jinja file, or ChatML; default: the model's own.", show_default=False),
     ] = None,
     max_length: Annotated[int, typer.Option(help="As data.maxLength.", min=16)] = 2048,
+    min_length: Annotated[
+        int | None, typer.Option(help="As data.minLength.", min=1, show_default=False)
+    ] = None,
     loss_on: Annotated[
         Literal["Assistant", "LastAssistant", "AllTokens"], typer.Option(help="As data.lossOn.")
     ] = "Assistant",
@@ -127,43 +142,19 @@ def inspect_data(
     """Show what a job would make of data: counts, lengths, and a row with the tokens that carry loss."""
     from sftjob_operator.cli import data as command
 
-    options = command.Options(files, model, template, max_length, loss_on, row)
+    options = command.Options(files, model, template, max_length, min_length, loss_on, row)
     command.inspect(options, output == "json", console())
 
 
-@app.command()
-def get(state: State = STATE) -> None:
-    """List the jobs of this machine."""
-    from sftjob_operator.cli import inspect
-
-    inspect.get(state, console())
-
-
-@app.command()
-def logs(
-    name: Name,
-    state: State = STATE,
-    namespace: OfNamespace = "default",
-    tail: Annotated[int, typer.Option(help="Lines of each pod.", min=1)] = 50,
-) -> None:
-    """Print the last lines of a job's newest pods."""
-    from sftjob_operator.cli import inspect
-
-    inspect.logs(state, Key(namespace, name), tail, console())
-
-
-@app.command()
-def delete(name: Name, state: State = STATE, namespace: OfNamespace = "default") -> None:
-    """Delete a job of this machine and end its pods; its files in the workspace stay."""
-    from sftjob_operator.cli import delete as command
-
-    command.delete(state, Key(namespace, name), console())
+verbs.register(app)
 
 
 def main() -> None:
     """Entry of the console script: a CliError is a sentence on stderr and an exit code."""
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except CliError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.code)

@@ -32,12 +32,14 @@ class Options:
     model: Path
     template: str | None
     max_length: int
+    min_length: int | None
     loss_on: str
     row: int
 
     def arguments(self) -> list[str]:
         """As the trainer takes them."""
         more = ["--template", self.template] if self.template else []
+        more += ["--min-length", str(self.min_length)] if self.min_length else []
         settings = ["--max-length", str(self.max_length), "--loss-on", self.loss_on, "--row", str(self.row)]
         return ["--model", str(self.model), *settings, *more, "--", *map(str, self.files)]
 
@@ -82,12 +84,13 @@ def _counts(found: Findings) -> Table:
         ("supervised", supervised, f"{100 * supervised / tokens:.0f} % of the tokens"),
         ("truncated", found["truncatedRows"], f"longer than {found['maxLength']:,} tokens"),
         ("dropped", found["droppedRows"], "without a supervised token"),
+        ("short", found["shortRows"], f"left out, of less than {found['minLength']} tokens"),
         ("duplicates", found["duplicateRows"], "left out here; by a job with data.deduplicate: Exact"),
         ("invalid", found["invalidRows"], "left out here; by a job with data.onInvalidRow: Skip"),
         ("sequences", found["packs"], f"of {found['maxLength']:,} tokens, {found['fillPercent']} % full"),
     ]
     for name, number, remark in rows:
-        is_idle = not number and name in ("truncated", "dropped", "duplicates", "invalid")
+        is_idle = not number and name in ("truncated", "dropped", "short", "duplicates", "invalid")
         table.add_row(name, f"{number:,}", "" if is_idle else remark)
     return table
 

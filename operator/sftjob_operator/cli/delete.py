@@ -9,23 +9,23 @@ from pathlib import Path
 from rich.console import Console
 
 from sftjob_operator.api.names import LABEL_JOB
-from sftjob_operator.cli import aio
+from sftjob_operator.cli import aio, jobs
 from sftjob_operator.cli.errors import CliError
-from sftjob_operator.cli.inspect import job_of, opened
+from sftjob_operator.cli.place import Place
 from sftjob_operator.cli.session import LOOK_SECONDS
 from sftjob_operator.cluster.base import Key, Manifest, Ref, ref_of
 from sftjob_operator.cluster.local import LocalCluster
 from sftjob_operator.cluster.local.errors import StateError
 from sftjob_operator.cluster.local.lock import exclusive
 
+REMOTE_SECONDS = 1.0
 _CHILDREN = (("batch/v1", "Job"), ("v1", "Pod"), ("v1", "ConfigMap"), ("v1", "Service"))
 _GIVEN = ("PersistentVolumeClaim", "Secret")
 """What `sftjob run` has put beside the job."""
 
 
 def delete(state: Path, key: Key, console: Console) -> None:
-    """The job and all that belongs to it; what it left in the workspace stays."""
-    opened(state)
+    """On this machine: the job and all that belongs to it; what it left in the workspace stays."""
     try:
         with exclusive(state):
             aio.run(_delete(LocalCluster(state), key))
@@ -38,12 +38,23 @@ def delete(state: Path, key: Key, console: Console) -> None:
     console.print(f"{key.name} is deleted; its files in the workspace stay", markup=False, highlight=False)
 
 
+async def remote(place: Place, name: str, wait: bool, console: Console) -> None:
+    """In a cluster: its children follow; what it left on the volume stays."""
+    job = await jobs.find(place, name)
+    await place.client.delete(jobs.ref(place, name), uid=job["metadata"]["uid"])
+    while wait and await jobs.pods(place, name):
+        await asyncio.sleep(REMOTE_SECONDS)
+    words = "is deleted" if wait else "is being deleted"
+    console.print(f"{name} {words}; its files on the volume stay", markup=False, highlight=False)
+
+
 async def _delete(cluster: LocalCluster, key: Key) -> None:
     job = cluster.sftjob(key)
     if job is not None:
         await cluster.delete(ref_of(job))
     elif not await _left(cluster, key) and not _events(cluster, key):
-        job_of(cluster, key)  # says that there is none
+        known = [other.name for other in cluster.keys() if other.namespace == key.namespace]
+        raise CliError(jobs.missing(key.name, key.namespace, f"this machine ({cluster.state})", known))
     while await _left(cluster, key):
         cluster.tick()
         await asyncio.sleep(LOOK_SECONDS)

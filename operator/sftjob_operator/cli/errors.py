@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE, UNKNOWN, INTERRUPTED = 0, 1, 2, 3, 130
+"""Done or Complete; the job failed, or a check did; wrong input; nobody can tell or goes on with it; Ctrl-C."""
 
 
 class CliError(Exception):

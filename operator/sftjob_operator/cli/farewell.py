@@ -20,12 +20,17 @@ def job_folder(job: Manifest, workspace: Path) -> Path:
 
 def success(job: Manifest, workspace: Path) -> Iterator[str]:
     """What was reached and where it lies."""
+    yield from reached(job)
+    yield from places(job, workspace)
+
+
+def reached(job: Manifest) -> Iterator[str]:
+    """What was reached, and the folder of the export as the volume has it."""
     name, result = job["metadata"]["name"], job["status"].get("result", {})
     numbers = [f"{result['steps']} steps"] if "steps" in result else []
     labels = (("loss", "loss"), ("evalLoss", "eval loss"), ("perplexity", "perplexity"))
     numbers += [f"{label} {result[key]}" for key, label in labels if result.get(key) is not None]
     yield f"{name} is complete: {', '.join(numbers)}" if numbers else f"{name} is complete"
-    yield from places(job, workspace)
 
 
 def places(job: Manifest, workspace: Path) -> Iterator[str]:

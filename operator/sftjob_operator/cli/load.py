@@ -34,8 +34,11 @@ _OF_A_CLUSTER = (
 _INDEX = re.compile(r"\[(\d+)\]")
 
 
-def load(path: Path, namespace: str | None = None) -> Manifest:
-    """The SFTJob of `path`, in `namespace` where one is given. CliError for everything that is wrong with it."""
+def load(path: Path, namespace: str | None = None, default: str = "default") -> Manifest:
+    """The SFTJob of `path`, in `namespace` where one is given, in `default` where the file names none either.
+
+    CliError for everything that is wrong with it.
+    """
     document = yamlfile.read(path)
     _check_kind(document)
     stated = document.value["metadata"].get("namespace")
@@ -44,7 +47,7 @@ def load(path: Path, namespace: str | None = None) -> Manifest:
     problems = [*_metadata(document), *_unknown(document)]
     if problems:
         raise CliError("\n".join(problems))
-    chosen = namespace or stated or "default"
+    chosen = namespace or stated or default
     if not is_label(chosen):
         source = (
             "--namespace" if namespace else f"{document.at(('metadata', 'namespace'))}: metadata.namespace"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from sftjob_operator.api.names import LABEL_JOB
-from sftjob_operator.cli import aio, farewell, furnish, table
+from sftjob_operator.cli import aio, farewell, furnish, live, table
 from sftjob_operator.cli.errors import FAILED, INTERRUPTED, OK, USAGE, CliError
 from sftjob_operator.cli.load import load, parse
 from sftjob_operator.cli.session import Session, Show, now
@@ -43,8 +43,8 @@ def run(options: Options, console: Console) -> int:
     if not options.workspace.is_dir():
         raise CliError(f"--workspace {options.workspace}: no such directory")
     try:
-        with exclusive(options.state):
-            _log_to(options.state / LOG)
+        with exclusive(options.state, f"{manifest['metadata']['namespace']}/{manifest['metadata']['name']}"):
+            log_to(options.state / LOG)
             return aio.run(_run(options, manifest, secrets, console))
     except StateError as error:
         raise CliError(str(error)) from None
@@ -62,17 +62,23 @@ async def _run(options: Options, manifest: Manifest, secrets: Sequence[Manifest]
             _say(console, farewell.success(before, options.workspace))
             _say(console, [farewell.again(before, options.state)])
             return OK
-        with _display(cluster, console) as show:
-            code = await _drive(cluster, key, show, options.state)
-        return _last_words(cluster, key, code, options, console)
+        with display(cluster, console) as show:
+            code = await drive(cluster, key, show, options.state)
+        return last_words(cluster, key, code, options, console)
     finally:
         await cluster.close()
 
 
-async def _drive(cluster: LocalCluster, key: Key, show: Show, state: Path) -> int:
-    """The job to its end. Where the state can be written no more (a full disk) we leave, and the ranks stay."""
+async def drive(cluster: LocalCluster, key: Key, show: Show, state: Path, *, stop: bool = False) -> int:
+    """The job to its end, or (`stop`) to its suspension.
+
+    Where the state can be written no more (a full disk) we leave, and the ranks stay.
+    """
     try:
-        return await Session(cluster, key, show).run()
+        session = Session(cluster, key, show)
+        if stop:
+            session.stop()
+        return await session.run()
     except OSError as error:
         on = "; the ranks run on: the same command takes them up" if cluster.has_processes() else ""
         raise CliError(f"--state {state} cannot be used any more: {error}{on}", FAILED) from None
@@ -102,7 +108,7 @@ def _has_started(job: Manifest) -> bool:
     return "startTime" in job.get("status", {})
 
 
-def _last_words(cluster: LocalCluster, key: Key, code: int, options: Options, console: Console) -> int:
+def last_words(cluster: LocalCluster, key: Key, code: int, options: Options, console: Console) -> int:
     job = cluster.sftjob(key)
     if job is None:
         raise CliError(f"{key.name} was deleted", FAILED)
@@ -140,7 +146,7 @@ def _failed_pods(cluster: LocalCluster, key: Key) -> list[tuple[Manifest, Path]]
 
 
 @contextlib.contextmanager
-def _display(cluster: LocalCluster, console: Console) -> Iterator[Show]:
+def display(cluster: LocalCluster, console: Console) -> Iterator[Show]:
     """A live table on a terminal, lines elsewhere."""
     if not console.is_terminal:
         lines = table.Lines()
@@ -152,13 +158,16 @@ def _display(cluster: LocalCluster, console: Console) -> Iterator[Show]:
 
         yield print_line
         return
-    with Live(console=console, auto_refresh=False, transient=False) as live:
+    losses = live.Losses()
+    with Live(console=console, auto_refresh=False, transient=False) as screen:
 
         def draw(job: Manifest, note: str) -> None:
+            losses.see(job.get("status", {}).get("progress", {}))
             about = [
                 item for item in cluster.events() if item["involvedObject"]["uid"] == job["metadata"]["uid"]
             ]
-            live.update(table.screen(job, about, now(), note), refresh=True)
+            more = [line for line in (losses.line(table.BAR),) if line]
+            screen.update(table.screen(job, about, now(), note, more), refresh=True)
 
         yield draw
 
@@ -168,7 +177,7 @@ def _say(console: Console, lines: Iterator[str] | Sequence[str]) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _log_to(path: Path) -> None:
+def log_to(path: Path) -> None:
     """The operator's own log; the terminal belongs to the table."""
     root = logging.getLogger()
     for old in [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]:

@@ -32,7 +32,7 @@ SETTINGS = Settings(
 LOOK_SECONDS = 0.1
 LOUD_FAILURES = 3
 """So many failed passes in a row are worth a word."""
-_MISSING = ("SecretMissing", "VolumeMissing", "ContainerConfig")
+MISSING = ("SecretMissing", "VolumeMissing", "ContainerConfig")
 """Something that a pod needs is not there, and here nobody but the person will bring it."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -46,12 +46,16 @@ class Session:
     def __init__(self, cluster: LocalCluster, key: Key, show: Show) -> None:
         """Must be made in the running loop."""
         self._cluster, self._key, self._show = cluster, key, show
-        self._queue: WorkQueue[Key] = WorkQueue()
+        self._queue: WorkQueue[Key] = WorkQueue(line=lambda key: key.namespace)
         self._reconciler = Reconciler(cluster, cluster, SETTINGS, hardware=hardware)
         self._workers = Workers(self._queue, self._reconcile, SETTINGS.workers)
         self._has_looked = False
         self._failures, self._error = 0, ""
         self._interrupts = 0
+
+    def stop(self) -> None:
+        """As Ctrl-C."""
+        self._interrupts += 1
 
     async def run(self) -> int:
         """Drive the job to its end; the exit code."""
@@ -59,7 +63,7 @@ class Session:
         # What was ignored when we were started (nohup, a background job of a script) stays so.
         heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         for number in heeded:
-            loop.add_signal_handler(number, self._interrupt)
+            loop.add_signal_handler(number, self.stop)
         self._cluster.watch(self._changed)
         watching = asyncio.create_task(self._watch())
         tasks = [
@@ -121,9 +125,6 @@ class Session:
         """Whether the status speaks of the spec as it is, and of this run: an earlier one may have left another."""
         observed = job.get("status", {}).get("observedGeneration")
         return self._has_looked and observed == job["metadata"]["generation"]
-
-    def _interrupt(self) -> None:
-        self._interrupts += 1
 
     def _note(self) -> str:
         if self._failures >= LOUD_FAILURES:
@@ -195,7 +196,7 @@ def outcome(job: Manifest) -> int | None:
     if table.is_true(job, "Failed"):
         return FAILED
     reason = table.condition(job, "Running").get("reason")
-    if table.condition(job, "Accepted").get("status") == "False" or reason in _MISSING:
+    if table.condition(job, "Accepted").get("status") == "False" or reason in MISSING:
         return USAGE
     return FAILED if reason == "DoesNotFit" else None
 

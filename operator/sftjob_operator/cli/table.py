@@ -14,6 +14,7 @@ from sftjob_operator.cluster.base import Manifest
 from sftjob_operator.cluster.local.objects import parse_timestamp
 
 COLUMNS = ("NAME", "PHASE", "STEP", "LOSS", "TOK/S", "ETA", "CKPT", "RESTARTS", "ELAPSED")
+WIDE = ("REASON", "ZERO", "NODES")
 _STYLES = {
     "Succeeded": "green",
     "Failed": "red",
@@ -22,7 +23,7 @@ _STYLES = {
     "Suspended": "yellow",
 }
 _EVENTS = 5
-_BAR = 60
+BAR = 60
 
 
 def condition(job: Manifest, type_: str) -> Manifest:
@@ -52,6 +53,24 @@ def row(job: Manifest, now: datetime) -> tuple[str, ...]:
         elapsed(job, now),
     )
     return tuple("-" if cell in (None, "") else str(cell) for cell in cells)
+
+
+def wide(job: Manifest) -> tuple[str, ...]:
+    """The further cells of `-o wide`."""
+    status = job.get("status", {})
+    stage, nodes = status.get("plan", {}).get("zeroStage"), status.get("nodes")
+    cells = (condition(job, "Running").get("reason"), stage, nodes)
+    return tuple("-" if cell in (None, "") else str(cell) for cell in cells)
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """As kubectl prints them: never cut, so that a pipe sees what a wide terminal does."""
+    lines = [header, *rows]
+    widths = [max(len(line[number]) for line in lines) for number in range(len(header))]
+    padded = (
+        "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+    )
+    return "\n".join(line.rstrip() for line in padded)
 
 
 def elapsed(job: Manifest, now: datetime) -> str:
@@ -86,15 +105,18 @@ def _words(found: Manifest) -> str:
     return f"{found.get('reason', '')}: {found.get('message', '')}".strip(": ")
 
 
-def screen(job: Manifest, events: Sequence[Manifest], now: datetime, note: str = "") -> RenderableType:
-    """The live display."""
+def screen(
+    job: Manifest, events: Sequence[Manifest], now: datetime, note: str = "", more: Sequence[str] = ()
+) -> RenderableType:
+    """The live display; `more` are lines under the bar."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in COLUMNS:
         table.add_column(column, no_wrap=True)
     phase = job.get("status", {}).get("phase", "")
     cells = list(row(job, now))
     table.add_row(cells[0], Text(cells[1], style=_STYLES.get(phase, "")), *cells[2:])
-    parts: list[RenderableType] = [table, _bar(job), Text(sentence(job), style="dim")]
+    parts: list[RenderableType] = [table, _bar(job), *(Text(line) for line in more)]
+    parts.append(Text(sentence(job), style="dim"))
     parts += [
         Text(_event(item), style="yellow" if item["type"] == "Warning" else "dim")
         for item in events[-_EVENTS:]
@@ -109,14 +131,15 @@ def _bar(job: Manifest) -> RenderableType:
     progress = job.get("status", {}).get("progress", {})
     total, step = progress.get("totalSteps") or None, progress.get("step", 0)
     is_busy = total is None and not any(is_true(job, type_) for type_ in ("Complete", "Failed", "Suspended"))
-    bar = ProgressBar(total=total or (None if is_busy else 1), completed=step, width=_BAR, pulse=is_busy)
+    bar = ProgressBar(total=total or (None if is_busy else 1), completed=step, width=BAR, pulse=is_busy)
     line = Table.grid(padding=(0, 1))
     line.add_row(bar, "" if total is None else f"{progress.get('progressPercentage', 0)} %")
     return line
 
 
 def _event(item: Manifest) -> str:
-    at = parse_timestamp(item["lastTimestamp"]).astimezone()
+    known = item.get("lastTimestamp") or item.get("eventTime") or item["metadata"].get("creationTimestamp")
+    at = parse_timestamp(str(known)).astimezone()
     return f"{at:%H:%M:%S}  {item['reason']}: {item['message']}"
 
 

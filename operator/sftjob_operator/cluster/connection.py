@@ -34,7 +34,13 @@ class Connection:
     certificate_path: str | None = None
     key_path: str | None = None
     verify: bool = True
+    tls_server_name: str | None = None
+    proxy: str | None = None
     in_cluster: bool = False
+    context: str = ""
+    """Of the kubeconfig."""
+    namespace: str = "default"
+    """Where commands work that name none: the context's, or the pod's own."""
 
     def ssl_context(self) -> ssl.SSLContext | bool:
         """For aiohttp; True (the default) for plain http."""
@@ -71,14 +77,15 @@ def file_token(path: Path, clock: Callable[[], float] = time.monotonic) -> Token
     return source
 
 
-async def connect() -> Connection:
-    """KUBECONFIG, else the pod's service account, else ~/.kube/config; NoCluster when there is none."""
-    kubeconfig = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-    if "KUBECONFIG" in os.environ or (not SERVICE_ACCOUNT.is_dir() and Path(kubeconfig).is_file()):
-        return await _from_kubeconfig(kubeconfig)
+async def connect(kubeconfig: str | None = None, context: str | None = None) -> Connection:
+    """`kubeconfig`, else KUBECONFIG, else the pod's service account, else ~/.kube/config; NoCluster for none."""
+    stated = kubeconfig or os.environ.get("KUBECONFIG")
+    path = stated or str(Path.home() / ".kube" / "config")
+    if stated or context or (not SERVICE_ACCOUNT.is_dir() and Path(path).is_file()):
+        return await _from_kubeconfig(path, context)
     if not SERVICE_ACCOUNT.is_dir():
         raise NoCluster(
-            f"no cluster: KUBECONFIG is not set, {kubeconfig} does not exist, and this is not a pod with a "
+            f"no cluster: KUBECONFIG is not set, {path} does not exist, and this is not a pod with a "
             "service account"
         )
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
@@ -87,20 +94,46 @@ async def connect() -> Connection:
         token=file_token(SERVICE_ACCOUNT / "token"),
         ca_path=str(SERVICE_ACCOUNT / "ca.crt"),
         in_cluster=True,
+        namespace=_own_namespace(),
     )
 
 
-async def _from_kubeconfig(path: str) -> Connection:
+def _own_namespace() -> str:
+    try:
+        return (SERVICE_ACCOUNT / "namespace").read_text().strip() or "default"
+    except OSError:
+        return "default"
+
+
+async def _from_kubeconfig(path: str, context: str | None) -> Connection:
     from kubernetes.aio import config
     from kubernetes.aio.client import Configuration
+    from yaml import YAMLError
 
+    if not any(Path(part).expanduser().is_file() for part in path.split(os.pathsep)):
+        raise NoCluster(f"kubeconfig {path}: no such file")
     configuration = Configuration()
     try:
-        await config.load_kube_config(config_file=path, client_configuration=configuration)
-    except (config.ConfigException, OSError) as error:
-        raise NoCluster(f"kubeconfig {path}: {error}") from error
+        loader = await config.load_kube_config(
+            config_file=path, context=context, client_configuration=configuration
+        )
+    except (
+        config.ConfigException,
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        YAMLError,
+    ) as error:
+        chosen = f"context {context}: " if context else ""
+        raise NoCluster(f"kubeconfig {path}: {chosen}{error}") from error
+    current = loader.current_context
 
     async def token() -> str | None:
+        if getattr(loader, "exec_plugin_expiry", None) is not None:  # a no-op until it has expired
+            await loader.load_from_exec_plugin()
+            configuration.api_key["BearerToken"] = loader.token
         header = await configuration.get_api_key_with_prefix("BearerToken")
         return header.partition(" ")[2] or header if header else None
 
@@ -111,4 +144,8 @@ async def _from_kubeconfig(path: str) -> Connection:
         certificate_path=configuration.cert_file,
         key_path=configuration.key_file,
         verify=configuration.verify_ssl,
+        tls_server_name=configuration.tls_server_name,
+        proxy=configuration.proxy,
+        context=str(current.get("name", "")),
+        namespace=str((current.get("context") or {}).get("namespace") or "default"),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -25,6 +25,9 @@ JSON = "application/json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io,application/json"
 METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io,application/json"
 
+LONGEST_LINE = 256 * 1024  # bytes; longer ones come in pieces
+
+Socket = aiohttp.ClientWebSocketResponse
 Observe = Callable[[str, str], None]
 """Told verb and status code (or `error`) of every answer."""
 
@@ -41,7 +44,10 @@ class ApiClient:
             timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "sftjob-operator"},
+            proxy=connection.proxy,
         )
+        name = connection.tls_server_name
+        self._tls: dict[str, Any] = {"server_hostname": name} if name else {}
 
     async def close(self) -> None:
         """Drop the connections."""
@@ -101,7 +107,7 @@ class ApiClient:
         timeout = aiohttp.ClientTimeout(total=seconds)
         try:
             async with self._session.get(
-                url, headers=headers, allow_redirects=False, timeout=timeout
+                url, headers=headers, allow_redirects=False, timeout=timeout, **self._tls
             ) as answer:
                 if answer.status != 200:
                     return None
@@ -114,6 +120,40 @@ class ApiClient:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None
 
+    async def lines(self, path: str, query: Mapping[str, str]) -> AsyncIterator[str]:
+        """GET what comes line by line and may never end; the exception for whatever the server refuses."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_SECONDS)
+        url, headers = self.connection.server + path, await self._authorization()
+        try:
+            async with self._session.get(
+                url, params=query, headers=headers, timeout=timeout, allow_redirects=False, **self._tls
+            ) as answer:
+                if answer.status >= 300:
+                    raise failure("GET", answer.status, await answer.text(errors="replace"))
+                async for line in _lines(answer.content):
+                    yield line
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ClusterError(f"GET {path}: {type(error).__name__}: {error}") from error
+
+    async def socket(self, path: str, query: Sequence[tuple[str, str]], protocol: str) -> Socket:
+        """A WebSocket; the exception for whatever the server refuses."""
+        url, headers = self.connection.server + path, await self._authorization()
+        try:
+            socket: Socket = await self._session.ws_connect(
+                url,
+                params=query,
+                headers=headers,
+                protocols=(protocol,),
+                heartbeat=30.0,
+                max_msg_size=0,
+                **self._tls,
+            )
+            return socket
+        except aiohttp.WSServerHandshakeError as error:
+            raise failure("GET", error.status, error.message) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ClusterError(f"GET {path}: {type(error).__name__}: {error}") from error
+
     async def _send(
         self,
         verb: str,
@@ -125,7 +165,7 @@ class ApiClient:
         url = self.connection.server + path
         headers = headers | await self._authorization()
         async with self._session.request(
-            verb, url, params=query, data=payload, headers=headers, allow_redirects=False
+            verb, url, params=query, data=payload, headers=headers, allow_redirects=False, **self._tls
         ) as answer:
             text = await answer.text(encoding="utf-8", errors="replace")
             after = answer.headers.get("Retry-After", "")
@@ -134,6 +174,19 @@ class ApiClient:
     async def _authorization(self) -> dict[str, str]:
         token = await self.connection.token()
         return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[str]:
+    rest = b""
+    async for chunk in stream.iter_any():
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace")
+        if len(rest) > LONGEST_LINE:
+            yield rest.decode(errors="replace")
+            rest = b""
+    if rest:
+        yield rest.decode(errors="replace")
 
 
 def failure(verb: str, code: int, text: str) -> ClusterError:

@@ -43,6 +43,9 @@ FIELDS = {"Node": "spec.unschedulable=false"}  # no pod of ours comes to a cordo
 class KubernetesCluster:
     """The cluster behind `connection`; `observe` hears of every API request."""
 
+    field_manager = FIELD_MANAGER
+    metadata_kinds = METADATA_KINDS
+
     def __init__(self, connection: Connection, observe: Observe = lambda verb, code: None) -> None:
         """Must be made in the running loop."""
         self._connection = connection
@@ -54,18 +57,18 @@ class KubernetesCluster:
 
     async def create(self, manifest: Manifest, *, dry_run: bool = False) -> Manifest:
         """POST."""
-        query = {"fieldManager": FIELD_MANAGER} | ({"dryRun": "All"} if dry_run else {})
+        query = {"fieldManager": self.field_manager} | ({"dryRun": "All"} if dry_run else {})
         return await self._api.json("POST", collection(ref_of(manifest)), query=query, body=manifest)
 
     async def apply(self, manifest: Manifest) -> Manifest:
         """Server-side apply; we own what we send, so conflicts are forced."""
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        query = {"fieldManager": self.field_manager, "force": "true"}
         path = address(ref_of(manifest))
         return await self._api.json("PATCH", path, query=query, body=manifest, content_type=APPLY)
 
     async def patch(self, ref: Ref, patch: Manifest) -> Manifest:
         """JSON merge patch; Conflict when it carries a metadata.resourceVersion that is out of date."""
-        query = {"fieldManager": FIELD_MANAGER}
+        query = {"fieldManager": self.field_manager}
         return await self._api.json("PATCH", address(ref), query=query, body=patch, content_type=MERGE)
 
     async def delete(self, ref: Ref, *, uid: str | None = None) -> None:
@@ -83,7 +86,7 @@ class KubernetesCluster:
 
     async def get(self, ref: Ref) -> Manifest | None:
         """Metadata alone for kinds whose content is none of our business."""
-        accept = METADATA_ONLY if ref.kind in METADATA_KINDS else JSON
+        accept = METADATA_ONLY if ref.kind in self.metadata_kinds else JSON
         try:
             return await self._api.json("GET", address(ref), accept=accept)
         except NotFound:
@@ -91,7 +94,7 @@ class KubernetesCluster:
 
     async def list(self, api: str, kind: str, namespace: str, labels: dict[str, str]) -> Sequence[Manifest]:
         """An empty namespace means cluster-wide."""
-        accept = METADATA_LIST_ONLY if kind in METADATA_KINDS else JSON
+        accept = METADATA_LIST_ONLY if kind in self.metadata_kinds else JSON
         return await self._pages(Ref(api, kind, namespace, ""), labels, accept)
 
     async def uids(self, api: str, kind: str, namespace: str, labels: dict[str, str]) -> set[str]:
@@ -135,7 +138,7 @@ class KubernetesCluster:
             {"op": "add", "path": "/status", "value": status},
         ]
         path = address(ref) + "/status"
-        query = {"fieldManager": FIELD_MANAGER}
+        query = {"fieldManager": self.field_manager}
         try:
             return await self._api.json("PATCH", path, query=query, body=patch, content_type=JSON_PATCH)
         except Rejected as error:
@@ -207,7 +210,8 @@ def collection(ref: Ref) -> str:
     """Path of the collection. Every kind we use has the regular plural, so no discovery is needed."""
     root = f"/apis/{ref.api}" if "/" in ref.api else f"/api/{ref.api}"
     namespace = f"/namespaces/{quote(ref.namespace, safe='')}" if ref.namespace else ""
-    return f"{root}{namespace}/{ref.kind.lower()}s"
+    kind = ref.kind.lower()
+    return f"{root}{namespace}/{kind}{'es' if kind.endswith('s') else 's'}"
 
 
 def address(ref: Ref) -> str:

@@ -8,6 +8,7 @@ from sftjob_operator.desired.children import digest
 from sftjob_operator.planning.intent import Intent, intent
 from sftjob_operator.planning.plan import Plan
 
+_SAMPLES = 3  # held-out prompts that the report shows answers to
 _PERIOD_SECONDS = 900  # between checkpoints, where the spec names neither seconds nor steps
 
 
@@ -23,12 +24,16 @@ def prepare_config(job: SFTJob) -> config.PrepareConfig:
     return config.PrepareConfig(
         job=_identity(job),
         model=config.ModelSource(
-            path=model.path, uri=model.uri, chat_template=_chat_template(model.chat_template)
+            path=model.path,
+            uri=model.uri,
+            chat_template=_chat_template(model.chat_template),
+            add_tokens=list(model.add_tokens or ()),
         ),
         data=config.DataConfig(
             train=[_source(index, source) for index, source in enumerate(data.train)],
             eval=held_out,
             max_length=data.max_length,
+            min_length=data.min_length,
             packing=data.packing,
             loss_on=data.loss_on,
             on_too_long=data.on_too_long,
@@ -53,7 +58,9 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
         model=config.TrainModel(
             directory=facts.model.directory,
             resolved=facts.model.resolved,
+            attention=spec.model.attention,
             chat_template=_chat_template(spec.model.chat_template),
+            added_tokens=facts.model.added_tokens,
         ),
         data=config.TrainData(
             cache=facts.data.cache, max_length=spec.data.max_length, packing=spec.data.packing
@@ -77,16 +84,29 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
             keep_best=int(spec.exports_best) if checkpoint.retain.best is None else checkpoint.retain.best,
             on_existing=checkpoint.on_existing,
         ),
-        evaluation=config.Evaluation(**spec.evaluation.model_dump()),
+        evaluation=config.Evaluation(
+            **spec.evaluation.model_dump(exclude={"samples"}), samples=_samples(job)
+        ),
         export=config.Export(format=spec.export.format, checkpoint="Best" if spec.exports_best else "Last"),
+        planned=config.Planned(
+            memory_bytes=chosen.memory_bytes,
+            available_bytes=chosen.available_bytes,
+            decided=list(chosen.decided),
+        ),
         keep_freed_memory=wanted.accelerator == "cpu" and chosen.has_room,
     )
+
+
+def _samples(job: SFTJob) -> int:
+    if job.spec.data.eval is None:
+        return 0
+    return _SAMPLES if job.spec.evaluation.samples is None else job.spec.evaluation.samples
 
 
 def identity(job: SFTJob, facts: config.PrepareResult) -> str:
     """Digest of what must not change under a checkpoint: model, data, seed, which weights are trained."""
     training = job.spec.training
-    adapters = _lora(job).model_dump(exclude_defaults=True) if training.method == "LoRA" else None
+    adapters = _lora(job).model_dump(exclude_defaults=True) if training.method != "Full" else None
     groups = (
         [[group.model_dump() for group in training.parameter_groups]] if training.parameter_groups else []
     )
@@ -100,7 +120,7 @@ def _training(job: SFTJob, chosen: Plan, wanted: Intent) -> config.Training:
     beta1, beta2 = spec.optimizer.betas
     return config.Training(
         method=spec.method,
-        lora=_lora(job) if spec.method == "LoRA" else None,
+        lora=_lora(job) if spec.method != "Full" else None,
         epochs=1 if (spec.epochs, spec.max_steps, spec.max_tokens) == (None, None, None) else spec.epochs,
         max_steps=spec.max_steps,
         max_tokens=spec.max_tokens,

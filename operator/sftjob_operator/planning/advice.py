@@ -96,20 +96,17 @@ def _changes(spec: Spec, model: ModelFacts, hardware: Hardware) -> list[str]:
         if getattr(spec.deepspeed, name) is not None
     ]
     left = f"{' and '.join(set_by_user)} left to the planner"
-    lora: Changes = {"training": {"method": "LoRA"}}
-    can_lora = spec.training.method == "Full"
+    less = {"Full": ("LoRA", "QLoRA"), "LoRA": ("QLoRA",), "QLoRA": ()}[spec.training.method]
     found: list[str] = []
     if set_by_user and _would_fit(spec, model, hardware, {"deepspeed": free}):
         found.append(left)
-    if can_lora and _would_fit(spec, model, hardware, lora):
-        found.append("spec.training.method: LoRA")
-    if (
-        not found
-        and can_lora
-        and set_by_user
-        and _would_fit(spec, model, hardware, {**lora, "deepspeed": free})
-    ):
-        found.append(f"spec.training.method: LoRA and {left}")
+    for more, words in ({}, ""), ({"deepspeed": free}, f" and {left}"):
+        if words and (found or not set_by_user):
+            break
+        changes: dict[str, Changes] = {name: {"training": {"method": name}, **more} for name in less}
+        fits = next((name for name in less if _would_fit(spec, model, hardware, changes[name])), None)
+        if fits is not None:
+            found.append(f"spec.training.method: {fits}{words}")
     length = spec.data.max_length // 2
     while length >= 256:
         if _would_fit(spec, model, hardware, {"data": {"max_length": length}}):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.batch import SpecError
-from sftjob_operator.planning.intent import Intent
+from sftjob_operator.planning.intent import Intent, is_dora, trains_rows
 from sftjob_operator.planning.rawkeys import RAW, section_of
 
 
@@ -36,6 +36,18 @@ def _secondary(wanted: Intent) -> int:
 
 
 ROWS = (
+    Row(
+        "model.attention FlashAttention and workers.gpusPerNode 0",
+        "it computes on GPUs",
+        "set model.attention to SDPA, or remove it",
+        lambda spec, wanted: spec.model.attention == "FlashAttention" and wanted.accelerator == "cpu",
+    ),
+    Row(
+        "model.attention FlashAttention and training.precision fp32",
+        "it computes in bf16 and fp16",
+        "set model.attention to SDPA, or remove it; or training.precision to bf16",
+        lambda spec, wanted: spec.model.attention == "FlashAttention" and wanted.precision == "fp32",
+    ),
     Row(
         "training.precision fp16 and workers.gpusPerNode 0",
         "CPUs compute in bf16 or fp32",
@@ -72,8 +84,22 @@ ROWS = (
         "training.lora.variant DoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU",
         "it takes norms of whole weights, which stage 3 partitions",
         "set deepspeed.zeroStage to 2 or lower, or training.lora.variant to RSLoRA",
+        lambda spec, wanted: is_dora(spec) and (wanted.zero_stage == 3 or wanted.offload_parameters == "CPU"),
+    ),
+    Row(
+        "training.method QLoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU",
+        "stage 3 cuts weights into parts, which four-bit ones, packed by blocks, cannot be",
+        "set deepspeed.zeroStage to 2 or lower, or training.method to LoRA",
         lambda spec, wanted: (
-            wanted.highest_stage < 3 and (wanted.zero_stage == 3 or wanted.offload_parameters == "CPU")
+            spec.training.method == "QLoRA" and (wanted.zero_stage == 3 or wanted.offload_parameters == "CPU")
+        ),
+    ),
+    Row(
+        "model.addTokens with training.method LoRA and deepspeed.zeroStage 3 or deepspeed.offloadParameters CPU",
+        "their rows are trained inside embeddings, which stage 3 partitions",
+        "set deepspeed.zeroStage to 2 or lower, or training.method to Full",
+        lambda spec, wanted: (
+            trains_rows(spec) and (wanted.zero_stage == 3 or wanted.offload_parameters == "CPU")
         ),
     ),
     Row(

@@ -93,8 +93,17 @@ def _zero_stage(spec: Spec, raw: Mapping[str, Any]) -> int | None:
 
 def _highest_stage(spec: Spec) -> int:
     """The highest ZeRO stage at which this method works (combinations)."""
-    is_dora = spec.training.lora is not None and spec.training.lora.variant == "DoRA"
-    return 2 if is_dora else 3
+    return 2 if is_dora(spec) or trains_rows(spec) or spec.training.method == "QLoRA" else 3
+
+
+def is_dora(spec: Spec) -> bool:
+    """Whether norms of whole weights are taken."""
+    return spec.training.lora is not None and spec.training.lora.variant == "DoRA"
+
+
+def trains_rows(spec: Spec) -> bool:
+    """Whether rows of the embeddings are trained beside adapters."""
+    return bool(spec.model.add_tokens) and spec.training.method != "Full"
 
 
 def _offload(raw: Mapping[str, Any], name: str, alias: str, typed: Offload | None) -> Offload | None:

@@ -2,7 +2,7 @@
 
 States: ZeRO (https://arxiv.org/abs/1910.02054, sections 3.1 and 5). Activations: the counting of Korthikanti
 et al. (https://arxiv.org/abs/2205.05198, section 4.1) redone for gated MLPs, RMSNorm in fp32 and attention
-that stores no scores. The trainer's own: sft_trainer.engine (buckets), sft_trainer.head (a chunk of logits).
+that stores no scores, or does. The trainer's own: sft_trainer.engine (buckets), sft_trainer.head (a chunk of logits).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sft_trainer.config import ModelFacts, Offload, Precision, Recompute
+from sft_trainer.config import Attention, ModelFacts, Offload, Precision, Recompute
 
 GIB = 2**30
 _BUCKET_ELEMENTS = {"gpu": 200_000_000, "cpu": 10_000_000}  # what sft_trainer.engine asks DeepSpeed for
@@ -33,6 +33,21 @@ _WHOLE_LOGITS = (
     "NanoChat",
     "HyperCLOVAX",
 )
+# Architectures that compute nothing between documents and have no windows (tests/trainer/test_models.py); with all
+# others a mask over the pack may be there.
+_NO_MASK = (
+    "LlamaForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "GemmaForCausalLM",
+    "PhiForCausalLM",
+    "GPTNeoXForCausalLM",
+    "GPT2LMHeadModel",
+    "OPTForCausalLM",
+)
+_EAGER = ("Gemma2", "Bloom")  # transformers has nothing but eager attention for them
+# Bytes of a weight in four bits: a scale for 64 of them in eight bits, for 256 of those one in fp32 (QLoRA, section 3).
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 _SLACK = {"gpu": 0.08, "cpu": 0.20}  # of everything: fragmentation of the allocator
 
 
@@ -51,6 +66,10 @@ class Shape:
     """None = all weights are trained."""
     offload_optimizer: Offload = "None"
     offload_parameters: Offload = "None"
+    attention: Attention | None = None
+    """None = the pods choose."""
+    quantised: bool = False
+    """The frozen linear layers in four bits (QLoRA)."""
     sequence_ranks: int = 1
 
     @property
@@ -86,9 +105,16 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
     trained = (
         model.parameters if shape.lora_rank is None else model.lora_parameters_per_rank * shape.lora_rank
     )
+    if shape.lora_rank is not None and model.added_tokens is not None:
+        rows = model.added_tokens.count * model.hidden_size
+        trained += rows if model.tied_embeddings else 2 * rows
     parameters = model.parameters + (0 if shape.lora_rank is None else trained)
     share, stage = max(shape.world_size, 1), shape.zero_stage
     weights = parameters * size
+    if shape.quantised:
+        linear = model.parameters - model.embedding_parameters
+        # four bits, and what they are multiplied by; one matrix at a time as it computes
+        weights -= int(linear * (size - _NF4)) - model.hidden_size * model.intermediate_size * size
     if stage == 3:
         weights = weights // share + _gathered(model) * size
     largest = model.vocabulary_size * model.hidden_size
@@ -138,8 +164,12 @@ def _logits(model: ModelFacts, shape: Shape, size: int) -> int:
     if model.architecture.startswith(_WHOLE_LOGITS):
         return whole + piece
     chunk = min(whole, _LOGITS_CHUNK[shape.accelerator])
-    head = 0 if shape.lora_rank is not None else model.vocabulary_size * model.hidden_size
-    return chunk + piece + head * (size if chunk == whole else size + 4)
+    head = model.vocabulary_size * model.hidden_size
+    gradient = head * (size if chunk == whole else size + 4)
+    if shape.lora_rank is not None:
+        # of trained rows the whole head's gradient, and peft's copy of it with them in it
+        gradient = 0 if model.added_tokens is None else gradient + head * size
+    return chunk + piece + gradient
 
 
 def _activations(model: ModelFacts, shape: Shape, size: int) -> int:
@@ -147,18 +177,35 @@ def _activations(model: ModelFacts, shape: Shape, size: int) -> int:
 
     2 norm outputs, q, k, v, attention output, its projection and the residual (8 hidden), gate, up,
     activation and their product (4 intermediate); besides two norm inputs in fp32 (2 hidden x 4 bytes).
-    Per layer the mask that tells the documents of a pack apart, twice, in the model's type (measured); none where
-    ranks share sequences, which takes attention without one. There attention's output is kept twice, for its heads
-    and for its positions, and while a layer exchanges there are its q, k and v (3 hidden) as sent and as received.
+    Where ranks share sequences, attention's output is kept twice, for its heads and for its positions, and while a
+    layer exchanges there are its q, k and v (3 hidden) as sent and as received.
     With checkpointing one layer at a time is there in full, and of every layer its input (Full), or its input, q,
     k, v, attention output, the two projections back (7 hidden), gate and up (2 intermediate) (Selective).
     """
-    tokens, is_split = shape.tokens, shape.sequence_ranks > 1
+    tokens = shape.tokens
     hidden, middle = model.hidden_size, model.intermediate_size
-    layer = tokens * (size * ((9 if is_split else 8) * hidden + 4 * middle) + 8 * hidden)
-    once = tokens * size * 6 * hidden if is_split else 0
-    layer += 0 if is_split else 2 * size * tokens * shape.max_length
+    stored, passing = _pairs_of_tokens(model, shape, size)
+    kept_twice = hidden if shape.sequence_ranks > 1 else 0
+    passing += 6 * tokens * size * kept_twice
+    layer = tokens * (size * (8 * hidden + kept_twice + 4 * middle) + 8 * hidden) + stored
     kept = {"None": 0, "Selective": 7 * hidden + 2 * middle, "Full": hidden}[shape.checkpointing]
     if kept:
-        return tokens * model.layers * size * kept + layer + once
-    return model.layers * layer + once
+        return tokens * model.layers * size * kept + layer + passing
+    return model.layers * layer + passing
+
+
+def _pairs_of_tokens(model: ModelFacts, shape: Shape, size: int) -> tuple[int, int]:
+    """What grows with the square of the length: of each layer, and for a moment.
+
+    A mask over the pack is there twice, in the model's type (measured). Eager attention stores its probabilities in
+    fp32, and in the model's type where that is another; the scores are there once more when they become them. Ranks
+    that share sequences have neither.
+    """
+    if shape.sequence_ranks > 1:
+        return 0, 0
+    pairs = shape.micro_batch_size * shape.max_length**2
+    no_other = model.architecture.startswith(_EAGER) and shape.attention != "FlashAttention"
+    if shape.attention == "Eager" or no_other:
+        scores = pairs * model.heads
+        return scores * (4 if size == 4 else 4 + size), scores * (size + 4)
+    return 0 if model.architecture in _NO_MASK else 2 * size * pairs, 0

@@ -178,9 +178,11 @@ def candidates(
                 precision=precision,
                 accelerator=wanted.accelerator,
                 lora_rank=lora_rank(spec),
+                quantised=spec.training.method == "QLoRA",
                 offload_optimizer=optimizer,
                 offload_parameters=parameters,
                 sequence_ranks=wanted.sequence_ranks,
+                attention=spec.model.attention,
             )
             yield Candidate(stage, micro, checkpointing, optimizer, parameters, estimate(model, shape))
 
@@ -194,7 +196,7 @@ def expected_precision(wanted: Intent, hardware: Hardware) -> Precision:
 
 def lora_rank(spec: Spec) -> int | None:
     """Rank of the adapters; None = all weights are trained."""
-    if spec.training.method != "LoRA":
+    if spec.training.method == "Full":
         return None
     return 16 if spec.training.lora is None else spec.training.lora.rank
 

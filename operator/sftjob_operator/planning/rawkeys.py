@@ -68,7 +68,7 @@ REFUSED = {
     "autotuning": "the operator plans; see status.plan",
     "bfloat16": "write bf16",
     "checkpoint": _OURS,
-    "compile": "compilation is not supported by this version",
+    "compile": "compilation is not supported: with activation checkpointing or ZeRO stage 3 it would do nothing",
     "compression_training": "compression is not supported by this version",
     "curriculum_learning": _ORDER,
     "data_efficiency": _ORDER,

@@ -71,14 +71,15 @@ def with_progress(status: Status, heard: Progress | None, world: World) -> Statu
     status = with_checkpoints(status, heard.checkpoints, heard.last_verified_step, world.now)
     if heard.total_steps == 0:  # a new attempt still starts: the old one's progress is worth more than 0 of 0
         return status
-    told, old = _progress(heard), status.progress
+    told, old = progress_of(heard), status.progress
     if old is not None and told == old.model_copy(update={"last_updated_time": None}):
         return status
     told = told.model_copy(update={"last_updated_time": rfc3339(world.now)})
     return status.model_copy(update={"progress": told})
 
 
-def _progress(heard: Progress) -> ProgressStatus:
+def progress_of(heard: Progress) -> ProgressStatus:
+    """For the status."""
     remaining, speed = heard.estimated_remaining_seconds, heard.tokens_per_second
     known = speed is not None and 0 <= speed < _FASTEST  # false for NaN
     return ProgressStatus(

@@ -11,7 +11,8 @@ from pathlib import Path
 from sft_trainer import layout
 from sft_trainer.config import DataConfig, DataFacts, DataSource
 from sft_trainer.data import cache, packing, sources
-from sft_trainer.data.ingest import Counts, Ingest, Recipe
+from sft_trainer.data.counts import Counts
+from sft_trainer.data.ingest import Ingest, Recipe
 from sft_trainer.data.sources import Opened
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def _identity(recipe: Recipe, opened: Sequence[Opened]) -> Iterator[bytes]:
         yield f"{one.source.weight} {one.source.max_rows}".encode()
     data = recipe.data
     yield f"{data.max_length} {data.packing} {data.loss_on} {data.on_too_long} {data.on_invalid_row}".encode()
-    yield data.deduplicate.encode()
+    yield f"{data.deduplicate} {data.min_length}".encode()
     yield f"{data.eval.split_percent if data.eval else None}".encode()
     yield hashlib.sha256(recipe.tokenizer.content).digest()
     yield recipe.template.source.encode()
@@ -73,6 +74,7 @@ def _facts(data: DataConfig, counts: Counts, lengths: array[int], digest: str, p
         supervised_tokens=counts.supervised,
         truncated_rows=counts.truncated,
         dropped_rows=counts.dropped,
+        short_rows=counts.short,
         skipped_rows=counts.skipped,
         duplicate_rows=counts.duplicates,
         longest_row=counts.longest,

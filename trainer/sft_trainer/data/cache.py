@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sft_trainer.data.tokenise import Tokens
+from sft_trainer.data.rows import Rows, joined
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3  # part of the hash: raise it whenever the same input would give other tokens
+FORMAT_VERSION = 4  # part of the hash: raise it whenever the same input would give other tokens
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
@@ -91,14 +91,13 @@ class Writer:
         self._writers = {
             split: pa.ipc.new_file(str(directory / f"{split}.arrow"), SCHEMA) for split in SPLITS
         }
-        self._pending: dict[str, list[Tokens]] = {split: [] for split in SPLITS}
-        self._tokens = dict.fromkeys(SPLITS, 0)
+        self._pending: dict[str, list[Rows]] = {split: [] for split in SPLITS}
 
-    def add(self, split: str, row: Tokens) -> None:
-        """Append one row to `split`."""
-        self._pending[split].append(row)
-        self._tokens[split] += len(row.ids)
-        if len(self._pending[split]) >= _BATCH_ROWS or self._tokens[split] >= _BATCH_TOKENS:
+    def add(self, split: str, rows: Rows) -> None:
+        """Append rows to `split`."""
+        pending = self._pending[split]
+        pending.append(rows)
+        if sum(map(len, pending)) >= _BATCH_ROWS or sum(len(one.ids) for one in pending) >= _BATCH_TOKENS:
             self._flush(split)
 
     def close(self) -> None:
@@ -108,12 +107,13 @@ class Writer:
             self._writers[split].close()
 
     def _flush(self, split: str) -> None:
-        rows, self._pending[split], self._tokens[split] = self._pending[split], [], 0
-        if rows:
-            ids = _lists([np.asarray(row.ids, np.int32) for row in rows])
-            spans = _lists([np.array(row.spans, np.int32).reshape(-1) for row in rows])
-            weights = _lists([np.array(row.weights or [1] * len(row.spans), np.float32) for row in rows])
-            self._writers[split].write_batch(pa.record_batch([ids, spans, weights], schema=SCHEMA))
+        pending, self._pending[split] = self._pending[split], []
+        if any(map(len, pending)):
+            rows = joined(pending)
+            places = np.searchsorted(rows.span_rows, np.arange(len(rows) + 1))
+            columns = [(rows.ids, rows.starts), (rows.spans.reshape(-1), 2 * places), (rows.weights, places)]
+            lists = [pa.ListArray.from_arrays(starts.astype(np.int32), flat) for flat, starts in columns]
+            self._writers[split].write_batch(pa.record_batch(lists, schema=SCHEMA))
 
 
 def move_to_eval(directory: Path, kept: Sequence[int], gone: Collection[int]) -> None:
@@ -223,12 +223,6 @@ def _remove_abandoned(parent: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
         except FileNotFoundError:
             continue
-
-
-def _lists(values: Sequence[npt.NDArray[Any]]) -> pa.ListArray:
-    """A list column of which every row is one of `values`."""
-    offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
-    return pa.ListArray.from_arrays(offsets, np.concatenate(values))
 
 
 def _flat(batch: pa.RecordBatch, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:

@@ -40,18 +40,23 @@ def ending(template: ChatTemplate) -> Ending | None:
     if any(text.count(answer) != 1 for answer in _ANSWERS):
         return None
     middle, _, end = text.partition(_ANSWERS[0])[2].partition(_ANSWERS[1])
-    return between(middle, end, template.tokens)
+    return between(middle, end, template.tokens, template.eos)
 
 
-def between(middle: str, end: str, tokens: Collection[str]) -> Ending:
+def between(middle: str, end: str, tokens: Collection[str], eos: str = "") -> Ending:
     """The ending, from what follows an answer in the middle and what follows the last one.
 
-    Their common beginning, up to its last whole special token: what comes behind may belong to the next turn.
+    Their common beginning, up to its last whole special token: what comes behind may belong to the next turn. If `eos` is
+    one of them, up to that: the model has stopped there (Command R7B begins another turn behind every answer).
     """
     same = takewhile(lambda pair: pair[0] == pair[1], zip(middle, end, strict=False))
     shared = "".join(character for character, _ in same)
     found = re.finditer("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))), shared)
-    cut = max((match.end() for match in found), default=0) if tokens else 0
+    cut = 0
+    for match in found if tokens else ():
+        cut = match.end()
+        if match[0] == eos:
+            break
     last = end.rstrip()
     if cut:
         return Ending(shared[:cut], last, stops=True)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sft_trainer.data import tool_calls
 
@@ -69,8 +68,7 @@ class FormatError(ValueError):
     """The columns are those of no known format."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One turn. `weight` is how much each token of an answer counts in the loss; 0: read, not learned."""
 
     role: str
@@ -83,8 +81,7 @@ class Message:
         return {"role": self.role, "content": self.content, **(self.extra or {})}
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(NamedTuple):
     """The normal form of a row."""
 
     messages: tuple[Message, ...]
@@ -130,7 +127,7 @@ def check_columns(format_name: str, columns: Mapping[str, str]) -> None:
 
 def conversation(row: Row, format_name: str, columns: Mapping[str, str]) -> Conversation:
     """`row` in the normal form; RowError says what is missing or of the wrong type."""
-    if not isinstance(row, Mapping):
+    if not _is_mapping(row):
         raise RowError(f"expected an object with columns, found {_kind(row)}")
     values = {ours: row.get(columns.get(ours, ours)) for ours in COLUMNS[format_name]}
     if format_name in ("Messages", "ShareGPT"):
@@ -156,14 +153,14 @@ def _turns(values: Row) -> list[Message]:
     turns = values.get("messages", values.get("conversations"))
     if isinstance(turns, str):
         turns = _parsed(turns, "the conversation")
-    if not isinstance(turns, Sequence):
+    if not isinstance(turns, (list, Sequence)):  # a list is told sooner
         raise RowError(f"expected a list of messages, found {_kind(turns)}")
     messages = [_turn(turn, number) for number, turn in enumerate(turns, start=1)]
     return _with_system(values, messages)
 
 
 def _turn(turn: Any, number: int) -> Message:
-    if not isinstance(turn, Mapping):
+    if not _is_mapping(turn):
         raise RowError(f"message {number}: expected an object with role and content, found {_kind(turn)}")
     theirs = turn.get("role", turn.get("from"))
     role = ROLES.get(str(theirs).lower())
@@ -294,6 +291,10 @@ def _parsed(text: str, name: str) -> Any:
         return parse_json(text)
     except RowError as exc:
         raise RowError(f"{name}: {exc}") from exc
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict) or isinstance(value, Mapping)  # noqa: SIM101 - the second one takes long
 
 
 def _kind(value: Any) -> str:

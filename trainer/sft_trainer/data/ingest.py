@@ -7,25 +7,30 @@ reported with its place, or counted if the job says `onInvalidRow: Skip`.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from sft_trainer.config import DataConfig
 from sft_trainer.data import cache, content, formats
-from sft_trainer.data.ahead import ahead
+from sft_trainer.data.ahead import Ahead
+from sft_trainer.data.counts import Counts, refuse_useless
 from sft_trainer.data.formats import Conversation, FormatError, RowError
+from sft_trainer.data.likeliest import Likeliest
+from sft_trainer.data.rows import Rows
 from sft_trainer.data.sources import Opened, Place, SourceRow
 from sft_trainer.data.supervision import Supervision, supervise
 from sft_trainer.data.template import ChatTemplate
-from sft_trainer.data.tokenise import Tokens, tokenise
+from sft_trainer.data.tokenise import tokenise
 from sft_trainer.data.tokenizer import Tokenizer
 from sft_trainer.errors import UserError
 
@@ -55,25 +60,6 @@ class Rendered(NamedTuple):
     fingerprint: bytes  # of its words; empty where nothing is decided by it
 
 
-@dataclass
-class Counts:
-    """What happened to the rows of all splits, and the tokens of the training rows."""
-
-    rows: int = 0
-    eval_rows: int = 0
-    tokens: int = 0
-    supervised: int = 0
-    truncated: int = 0
-    dropped: int = 0
-    skipped: int = 0
-    duplicates: int = 0
-    longest: int = 0
-    read: int = 0
-    by_source: dict[str, dict[str, Any]] = field(default_factory=dict)
-    skipped_first: list[str] = field(default_factory=list)
-    whole: array[int] = field(default_factory=lambda: array("i"))  # tokens of every row before it is cut
-
-
 class Ingest:
     """One pass over all sources into `directory`."""
 
@@ -84,10 +70,7 @@ class Ingest:
         self._counts = Counts()
         self._lengths = array("i")
         self._seen: set[bytes] = set()
-        self._likeliest_eval: tuple[int, list[range]] = (
-            2**64,
-            [],
-        )  # lowest rank of a training row, its places
+        self._likeliest = Likeliest()
         self._logged = time.monotonic()
         self._split_percent = recipe.data.eval.split_percent if recipe.data.eval else None
 
@@ -97,27 +80,35 @@ class Ingest:
         for one in opened:
             self._source(one, total)
         self._writer.close()
-        self._ensure_eval_row()
-        self._refuse_useless()
+        if self._split_percent is not None and not self._counts.eval_rows:
+            self._lengths = self._likeliest.hold_out(self._directory, self._counts, self._lengths)
+        refuse_useless(self._counts, len(self._lengths), self._recipe.data)
         return self._counts, self._lengths
 
     def _source(self, one: Opened, total: int | None) -> None:
         before = self._counts.read
-        with closing(ahead(_batches(self._valid(one)))) as batches:
-            for batch in batches:
-                tokens = tokenise([row.supervision for row in batch], self._recipe.tokenizer)
-                self._check_vocabulary(batch, tokens)
-                for row, one_row in zip(batch, tokens, strict=True):
-                    self._keep(one, row, one_row)
+        with (
+            closing(Ahead(_batches(self._valid(one)), "render")) as batches,
+            closing(Ahead(self._tokenised(batches), "tokenise")) as tokenised,
+        ):
+            for batch, rows in tokenised:
+                self._check_vocabulary(batch, rows)
+                self._keep(one, batch, rows)
                 self._log(total)
         if self._counts.read == before:
             where = f"{one.field}: {one.source.path}" if one.source.path else f"{one.field}.inline"
             raise UserError("EmptyData", f"{where} holds no rows; add rows or remove the source")
 
+    def _tokenised(self, batches: Iterator[list[Rendered]]) -> Iterator[tuple[list[Rendered], Rows]]:
+        for batch in batches:
+            yield batch, tokenise([row.supervision for row in batch], self._recipe.tokenizer)
+
     def _valid(self, one: Opened) -> Iterator[Rendered]:
         """Rows that can be trained on; others end the preparation, or are counted. Runs beside `_keep`."""
         format_name: str = "" if one.source.format == "Auto" else one.source.format
         decides = self._decides_by_content(one)
+        if format_name:
+            _check_columns(one, format_name)
         for row in islice(one.rows(), one.source.max_rows):
             self._counts.read += 1
             try:
@@ -125,7 +116,7 @@ class Ingest:
                     raise row.error
                 if not format_name:
                     format_name = _detected(one, row)
-                conversation = self._conversation(one, row, format_name)
+                conversation = formats.conversation(row.value, format_name, one.source.columns)
                 words = content.fingerprint(conversation) if decides else b""
                 if self._is_duplicate(conversation, words):
                     continue
@@ -136,13 +127,6 @@ class Ingest:
             yield Rendered(row.place, supervision, words)
         self._counts.by_source[one.label] = {"name": one.source.name, "format": format_name}
 
-    def _conversation(self, one: Opened, row: SourceRow, format_name: str) -> Conversation:
-        try:
-            formats.check_columns(format_name, one.source.columns)
-        except FormatError as exc:
-            raise UserError("UnknownFormat", f"{one.field}: {exc}") from exc
-        return formats.conversation(row.value, format_name, one.source.columns)
-
     def _invalid(self, row: SourceRow, error: RowError) -> None:
         if self._recipe.data.on_invalid_row == "Fail":
             fix = f"fix the {row.place.unit} or set data.onInvalidRow: Skip"
@@ -152,35 +136,53 @@ class Ingest:
             self._counts.skipped_first.append(f"{row.place}: {error}")
             logger.warning("skipped %s: %s", row.place, error)
 
-    def _keep(self, one: Opened, row: Rendered, tokens: Tokens) -> None:
-        counts, data = self._counts, self._recipe.data
-        counts.longest = max(counts.longest, len(tokens.ids))
-        counts.whole.append(len(tokens.ids))
-        kept = tokens
-        if len(tokens.ids) > data.max_length:
-            if data.on_too_long == "Fail":
-                raise UserError(
-                    "RowTooLong",
-                    f"{row.place}: {len(tokens.ids)} tokens, data.maxLength is {data.max_length}; "
-                    "shorten the row, raise data.maxLength, or set data.onTooLong: Truncate or Drop",
-                )
-            kept = tokens.cut(data.max_length if data.on_too_long == "Truncate" else 0)
-        if not kept.supervised:
-            counts.dropped += 1
-            return
-        counts.truncated += kept is not tokens
-        if one.label.startswith("eval") or self._is_held_out(row):
-            counts.eval_rows += 1
-            self._writer.add("eval", kept)
-            return
-        times = content.repeats(row.fingerprint, one.source.weight)
-        if self._split_percent is not None:
-            self._remember(row, range(len(self._lengths), len(self._lengths) + times))
-        for _ in range(times):
+    def _keep(self, one: Opened, batch: Sequence[Rendered], rows: Rows) -> None:
+        counts, data, lengths = self._counts, self._recipe.data, rows.lengths
+        counts.longest = max(counts.longest, int(lengths.max(initial=0)))
+        counts.whole.extend(lengths.tolist())
+        is_short, is_long = lengths < (data.min_length or 0), lengths > data.max_length
+        if data.on_too_long == "Fail" and is_long.any():
+            self._refuse_long(batch, lengths)
+        supervised = rows.supervised(data.max_length)
+        is_left = ~is_short & (supervised > 0) & ~(is_long & (data.on_too_long == "Drop"))
+        counts.short += int(is_short.sum())
+        counts.dropped += int((~is_short & ~is_left).sum())
+        counts.truncated += int((is_long & is_left).sum())
+        is_held_out = is_left & self._held_out(one, batch)
+        counts.eval_rows += int(is_held_out.sum())
+        self._writer.add("eval", rows.take(np.flatnonzero(is_held_out), data.max_length))
+        times = np.where(is_left & ~is_held_out, self._repeats(one, batch), 0)
+        if self._split_percent is not None and not one.is_held_out:
+            self._likeliest.add([row.fingerprint for row in batch], times)
+        counts.supervised += int((supervised * times).sum())
+        for some in np.array_split(np.arange(len(rows)), math.ceil(one.source.weight)):  # bounds the memory
+            kept = rows.take(np.repeat(some, times[some]), data.max_length)
             self._writer.add("train", kept)
-        self._lengths.extend([len(kept.ids)] * times)
-        counts.tokens += len(kept.ids) * times
-        counts.supervised += kept.supervised * times
+            self._lengths.extend(kept.lengths.tolist())
+            counts.tokens += len(kept.ids)
+
+    def _refuse_long(self, batch: Sequence[Rendered], lengths: npt.NDArray[np.int64]) -> None:
+        limit = self._recipe.data.max_length
+        row = int(np.argmax(lengths > limit))
+        raise UserError(
+            "RowTooLong",
+            f"{batch[row].place}: {lengths[row]} tokens, data.maxLength is {limit}; "
+            "shorten the row, raise data.maxLength, or set data.onTooLong: Truncate or Drop",
+        )
+
+    def _held_out(self, one: Opened, batch: Sequence[Rendered]) -> npt.NDArray[np.bool_]:
+        """Which rows are for evaluation."""
+        percent = self._split_percent
+        if one.is_held_out or percent is None:
+            return np.full(len(batch), one.is_held_out)
+        return np.fromiter((content.is_held_out(row.fingerprint, percent) for row in batch), bool, len(batch))
+
+    def _repeats(self, one: Opened, batch: Sequence[Rendered]) -> npt.NDArray[np.int64]:
+        """How often an epoch has each row."""
+        weight = one.source.weight
+        if weight == int(weight):
+            return np.full(len(batch), int(weight))
+        return np.fromiter((content.repeats(row.fingerprint, weight) for row in batch), np.int64, len(batch))
 
     def _decides_by_content(self, one: Opened) -> bool:
         is_fraction = one.source.weight != int(one.source.weight)
@@ -195,66 +197,15 @@ class Ingest:
         self._counts.duplicates += is_known
         return is_known
 
-    def _is_held_out(self, row: Rendered) -> bool:
-        return self._split_percent is not None and content.is_held_out(row.fingerprint, self._split_percent)
-
-    def _remember(self, row: Rendered, places: range) -> None:
-        """Where in the training rows those stand that are nearest to being held out."""
-        rank = content.rank(row.fingerprint)
-        if rank < self._likeliest_eval[0]:
-            self._likeliest_eval = (rank, [])
-        if rank == self._likeliest_eval[0] and places:
-            self._likeliest_eval[1].append(places)
-
-    def _ensure_eval_row(self) -> None:
-        """Of a few rows a small percentage may be none: then the likeliest is held out, with all its doubles."""
-        _, places = self._likeliest_eval
-        gone = {index for one in places for index in one}
-        if self._split_percent is None or self._counts.eval_rows or len(gone) == len(self._lengths):
-            return
-        cache.move_to_eval(self._directory, [one[0] for one in places], gone)
-        held_out = cache.Split(self._directory / "eval.arrow")
-        for index, one in enumerate(places):
-            tokens, weights = held_out.row(index)
-            self._counts.tokens -= len(tokens) * len(one)
-            self._counts.supervised -= int(np.count_nonzero(weights)) * len(one)
-        self._lengths = array("i", (n for index, n in enumerate(self._lengths) if index not in gone))
-        self._counts.eval_rows = len(places)
-
-    def _refuse_useless(self) -> None:
-        counts, data = self._counts, self._recipe.data
-        if self._lengths:
-            return
-        if counts.skipped == counts.read:
-            raise UserError(
-                "EmptyData", f"all {counts.read} rows are invalid; the first: {counts.skipped_first[0]}"
-            )
-        if counts.eval_rows:
-            raise UserError(
-                "EmptyData", "no row is left to train on: all are held out by data.eval; add rows"
-            )
-        if counts.read > counts.skipped + counts.dropped + counts.duplicates:
-            raise UserError(
-                "EmptyData",
-                "no row is left to train on: weights below 1 leave all out; raise weight, or add rows",
-            )
-        raise UserError(
-            "NoSupervisedTokens",
-            f"no row has a supervised token: of {counts.read} rows {counts.dropped} were dropped "
-            f"(data.maxLength {data.max_length}, longest row {counts.longest} tokens, "
-            f"data.lossOn {data.loss_on}); raise data.maxLength or check which answers carry loss",
-        )
-
-    def _check_vocabulary(self, batch: Sequence[Rendered], tokens: Sequence[Tokens]) -> None:
+    def _check_vocabulary(self, batch: Sequence[Rendered], rows: Rows) -> None:
         size = self._recipe.vocabulary_size
-        if not batch or np.concatenate([one.ids for one in tokens]).max(initial=0) < size:
+        if rows.ids.max(initial=0) < size:
             return
-        row, largest = next(
-            (r, t.ids.max()) for r, t in zip(batch, tokens, strict=True) if max(t.ids) >= size
-        )
+        token = int(np.argmax(rows.ids >= size))
+        row = int(np.searchsorted(rows.starts, token, side="right")) - 1
         raise UserError(
             "TokenizerMismatch",
-            f"{row.place}: token {largest} is outside the model's vocabulary of "
+            f"{batch[row].place}: token {rows.ids[token]} is outside the model's vocabulary of "
             f"{size}; the tokenizer in the folder belongs to another model",
         )
 
@@ -290,7 +241,15 @@ def _detected(one: Opened, row: SourceRow) -> str:
     except FormatError as exc:
         raise UserError("UnknownFormat", f"{one.field}: {row.place}: {exc}") from exc
     logger.info("%s: format %s", one.label, name)
+    _check_columns(one, name)
     return name
+
+
+def _check_columns(one: Opened, format_name: str) -> None:
+    try:
+        formats.check_columns(format_name, one.source.columns)
+    except FormatError as exc:
+        raise UserError("UnknownFormat", f"{one.field}: {exc}") from exc
 
 
 def _total_rows(opened: Sequence[Opened]) -> int | None:

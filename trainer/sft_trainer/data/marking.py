@@ -6,7 +6,6 @@ line breaks and empty thoughts accordingly, so one without must not get any.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from sft_trainer.data.formats import Message
@@ -22,9 +21,9 @@ def marked_by(message: Message, thoughts: str, marker: str) -> Message:
     """`message` with `marker` behind its `thoughts`, or as the name in its first call."""
     calls = _calls(message)
     if not calls:
-        return replace(message, content=thoughts + marker)
+        return message._replace(content=thoughts + marker)
     first = {**calls[0], "function": {**calls[0]["function"], "name": marker}}
-    return replace(message, extra={**(message.extra or {}), "tool_calls": [first, *calls[1:]]})
+    return message._replace(extra={**(message.extra or {}), "tool_calls": [first, *calls[1:]]})
 
 
 def thoughts_of(answer: str) -> str:

@@ -53,9 +53,14 @@ class Opened:
     workspace: Path
 
     @property
+    def is_held_out(self) -> bool:
+        """Whether its rows are for evaluation only."""
+        return self.label.startswith("eval")
+
+    @property
     def field(self) -> str:
         """The field of the SFTJob which describes this source."""
-        return f"data.eval.sources{self.label[4:]}" if self.label.startswith("eval") else f"data.{self.label}"
+        return f"data.eval.sources{self.label[4:]}" if self.is_held_out else f"data.{self.label}"
 
     def rows(self) -> Iterator[SourceRow]:
         """All rows, file by file in the order of their names."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sft_trainer.data import completeness
 from sft_trainer.data.formats import Conversation, Message, RowError
@@ -12,8 +12,7 @@ from sft_trainer.data.shapes import Shape, shape
 from sft_trainer.data.template import ChatTemplate, Span, TemplateError
 
 
-@dataclass(frozen=True, slots=True)
-class Supervision:
+class Supervision(NamedTuple):
     """The rendered text of a conversation and the spans which carry loss, in order, each with its weight (None: all 1)."""
 
     text: str
@@ -41,12 +40,14 @@ def supervise(conversation: Conversation, template: ChatTemplate, loss_on: str) 
         spans = [] if everything else locate(text, messages, conversation, template)
     if everything:
         return Supervision(text, (Span(0, len(text)),))
-    wanted = answers[-1:] if loss_on == "LastAssistant" else answers
-    located = zip(answers, spans, strict=True)
-    trained = [(span, messages[i].weight) for i, span in located if i in wanted and messages[i].weight > 0]
-    weights = tuple(weight for _, weight in trained)
-    is_even = all(weight == 1 for weight in weights)
-    return Supervision(text, tuple(span for span, _ in trained), None if is_even else weights)
+    if loss_on == "LastAssistant":
+        answers, spans = answers[-1:], spans[-1:]
+    weights = tuple([messages[index].weight for index in answers])
+    if all(weight == 1 for weight in weights):
+        return Supervision(text, tuple(spans))
+    spans = [span for span, weight in zip(spans, weights, strict=True) if weight > 0]
+    weights = tuple([weight for weight in weights if weight > 0])
+    return Supervision(text, tuple(spans), None if all(weight == 1 for weight in weights) else weights)
 
 
 def _shape(messages: Sequence[Message], conversation: Conversation, template: ChatTemplate) -> Shape | None:
@@ -67,6 +68,8 @@ def _render(messages: Sequence[Message], conversation: Conversation, template: C
 
 
 def _check_text(text: str) -> None:
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError as exc:

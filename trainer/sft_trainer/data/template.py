@@ -88,6 +88,11 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as exc:
             raise TemplateError(f"line {exc.lineno}: {exc.message}") from exc
 
+    @property
+    def eos(self) -> str:
+        """The text of the token at which the model stops; empty if its tokenizer names none."""
+        return self._special_tokens.get("eos_token", "")
+
     def uses(self, name: str) -> bool:
         """Whether the template's source speaks of `name` at all."""
         return name in self.source

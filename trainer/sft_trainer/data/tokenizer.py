@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import tokenizers
 
 from sft_trainer import layout
 from sft_trainer.config import ChatTemplate as TemplateSource
+from sft_trainer.data.bytewise import Sizes, token_sizes
 from sft_trainer.data.template import ChatTemplate, TemplateError
 from sft_trainer.errors import UserError
 
@@ -50,6 +52,15 @@ class Tokenizer:
     def encode(self, texts: list[str]) -> list[tokenizers.Encoding]:
         """Tokens of rendered texts: nothing is added, the template has already named every special token."""
         return self._tokenizer.encode_batch(texts, add_special_tokens=False)
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """The same tokens without their places, which takes less time."""
+        return [one.ids for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @cached_property
+    def sizes(self) -> Sizes | None:
+        """Bytes of every token, for texts in normal form C; None if they are not certain."""
+        return token_sizes(self._tokenizer)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens included."""

@@ -1,4 +1,4 @@
-"""What the container's cgroup says: processes killed for memory, and the CPUs it may use.
+"""What the container's cgroup says: processes killed for memory, what is left of it, and the CPUs it may use.
 
 Both versions of cgroups, as seen from inside a container (own namespace or not). A file that is missing is an
 answer that is missing, never an error.
@@ -34,6 +34,24 @@ def cpus(mount: Path = _MOUNT, own: Path = _OWN) -> int:
         if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) > 0:
             count = min(count, int(words[0]) / int(words[1]))
     return max(1, math.floor(count))
+
+
+def memory_left(mount: Path = _MOUNT, own: Path = _OWN) -> int | None:
+    """Bytes this cgroup may still take, what the page cache would give back included; None without a limit."""
+    for file in _files(mount, own, "memory", v1="memory.limit_in_bytes", v2="memory.max"):
+        used = "memory.usage_in_bytes" if file.name == "memory.limit_in_bytes" else "memory.current"
+        limit, taken = _read(file).strip(), _read(file.with_name(used)).strip()
+        if limit.isdigit() and taken.isdigit() and int(limit) < 2**60:  # v1 says "none" as a huge number
+            return max(0, int(limit) - int(taken) + _inactive(file.with_name("memory.stat")))
+    return None
+
+
+def _inactive(stat: Path) -> int:
+    for line in _read(stat).splitlines():
+        key, _, value = line.partition(" ")
+        if key in ("inactive_file", "total_inactive_file") and value.strip().isdigit():
+            return int(value)
+    return 0
 
 
 def _files(mount: Path, own: Path, controller: str, *, v1: str, v2: str) -> list[Path]:

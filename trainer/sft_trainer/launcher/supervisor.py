@@ -37,6 +37,8 @@ class Settings:
     log_limit_bytes: int = 50 * 2**20  # per rank and run, on the volume
     tick_seconds: float = 1.0
     drain_seconds: float = 2.0  # for a rank's last words
+    samples_seconds: float = 300.0  # after a success, for asking both models
+    report_seconds: float = 120.0  # and for the page about the training
 
 
 @dataclass(frozen=True)

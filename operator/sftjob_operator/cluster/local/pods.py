@@ -33,7 +33,7 @@ class Kubelet:
 
     def __init__(self, state: Path, store: Store, machine: Mapping[str, str], emit: Emit) -> None:
         """`machine` is the environment that every container gets; `emit` posts Events about pods."""
-        self._state, self._store, self._machine, self._emit = state, store, machine, emit
+        self._state, self._store, self.machine, self._emit = state, store, machine, emit
         self._processes = Processes()
 
     def sync(self, pod: Manifest) -> None:
@@ -145,7 +145,7 @@ class Kubelet:
             return {key: value.decode() for key, value in found.items()}
 
         base = {
-            **self._machine,
+            **self.machine,
             "HOSTNAME": pod["spec"].get("hostname", pod["metadata"]["name"]),
             ENV_HOSTS: str(self.hosts_file(namespace)),
             devices.VARIABLE: devices.visible(pod),

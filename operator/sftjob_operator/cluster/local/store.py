@@ -29,10 +29,14 @@ class Store:
         self._objects: dict[Ref, Manifest] = {}
         self._listeners: list[OnChange] = []
         self._version = 0
-        for file in sorted(directory.glob("*/*/*.json")):
-            ref, version, manifest = _load(file)
-            self._objects[ref] = manifest
-            self._version = max(self._version, version)
+        self.reload()
+
+    def reload(self) -> None:
+        """Take up what another process, which has the store open for writing, has made of it."""
+        found = [_load(file) for file in sorted(self._directory.glob("*/*/*.json"))]
+        there = [item for item in found if item is not None]
+        self._objects = {ref: manifest for ref, _, manifest in there}
+        self._version = max((version for _, version, _ in there), default=0)
 
     def on_change(self, listener: OnChange) -> None:
         """Tell `listener` of every object that is written or removed."""
@@ -106,10 +110,13 @@ class Store:
             listener(copy.deepcopy(item))
 
 
-def _load(file: Path) -> tuple[Ref, int, Manifest]:
+def _load(file: Path) -> tuple[Ref, int, Manifest] | None:
+    """None: removed meanwhile."""
     try:
         manifest: Manifest = json.loads(file.read_text(encoding="utf-8"))
         return ref_of(manifest), int(manifest["metadata"]["resourceVersion"]), manifest
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise StateError(
             f"{file} cannot be read: {error.strerror}: repair its rights, or take another --state"
