@@ -274,10 +274,10 @@ class Job:
     def folder(self) -> Path:
         return self.volume / "jobs" / "job"
 
-    def curve(self) -> dict[int, float]:
-        """Loss of every step in metrics.jsonl."""
+    def curve(self, what: str = "loss") -> dict[int, float]:
+        """Loss (or what else is asked for) of every step in metrics.jsonl."""
         lines = (self.folder / "report" / "metrics.jsonl").read_text().splitlines()
-        return {x["step"]: x["loss"] for line in lines if "loss" in (x := json.loads(line))}
+        return {x["step"]: x[what] for line in lines if what in (x := json.loads(line))}
 
 
 @dataclass

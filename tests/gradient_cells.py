@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 import gang
-from sft_trainer import attention, head, loop, model
+from sft_trainer import attention, head, loop, model, sequence_parallel
 from sft_trainer import engine as engines
 from sft_trainer import precision as precisions
 from sft_trainer.assemble import training_plan
@@ -19,6 +20,25 @@ from sft_trainer.collate import IGNORED, Batch, collate
 from sft_trainer.config import Precision, TrainConfig
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.distributed import World
+from token_rows import Tokens
+
+
+def workspace(root: Path) -> Path:
+    """A tiny model, and rows of which some have weights and some nothing supervised."""
+    ids = [np.full(MAX_LENGTH, index, np.int32) for index in range(8)]
+    rows = _weighted(gang.token_rows(120, seed=1, longest=40))
+    gang.write_cache(root / "cache", [*(Tokens(each, ()) for each in ids), *rows], [])
+    gang.Job(root)
+    return root
+
+
+def _weighted(rows: list[Tokens]) -> list[Tokens]:
+    """Every third row counts more or less than the others."""
+    chosen = [row.spans and index % 3 == 0 for index, row in enumerate(rows)]
+    return [
+        replace(row, weights=(0.25 + index % 4,)) if weigh else row
+        for index, (row, weigh) in enumerate(zip(rows, chosen, strict=True))
+    ]
 
 
 def two_steps(
@@ -28,10 +48,12 @@ def two_steps(
     engines.prepare("cpu")
     results = []
     for cell in cells:
+        shared = cell.get("shared", 1)
         changes = {
             "deepspeed__zeroStage": cell["stage"],
+            "deepspeed__sequenceParallelSize": shared,
             "training__gradientAccumulationSteps": cell["accumulation"],
-            "training__microBatchSize": -(-GLOBAL_BATCH // world.size // cell["accumulation"]),
+            "training__microBatchSize": -(-GLOBAL_BATCH * shared // world.size // cell["accumulation"]),
             **method(cell["method"]),
             "deepspeed__activationCheckpointing": cell.get("checkpointing", "None"),
             "deepspeed__offloadOptimizer": cell.get("optimizer", "None"),
@@ -111,6 +133,8 @@ def parts_of(
     engine = engines.initialize(network, config, settings)
     assert head.install(engine.module)
     assert not packed or attention.use_per_document(engine.module)
+    if (group := sequence_parallel.join(config.deepspeed.sequence_parallel_size)) is not None:
+        sequence_parallel.use(engine.module, group)
     plan = training_plan(config, rows.lengths, packed=packed)
     return loop.Parts(
         config=config,

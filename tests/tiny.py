@@ -17,7 +17,15 @@ CHATML = (
 )
 
 
-def model(folder: Path, *, hidden: int = 32, layers: int = 2, seed: int = 0, tokenizer: bool = True) -> Path:
+def model(
+    folder: Path,
+    *,
+    hidden: int = 32,
+    layers: int = 2,
+    heads: int = 2,
+    seed: int = 0,
+    tokenizer: bool = True,
+) -> Path:
     """A Llama of `layers` layers in `folder`, as a Hugging Face folder; the weights depend on `seed` alone."""
     folder.mkdir(parents=True, exist_ok=True)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -29,9 +37,9 @@ def model(folder: Path, *, hidden: int = 32, layers: int = 2, seed: int = 0, tok
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
         "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": hidden // 2,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": hidden // heads,
         "vocab_size": len(vocabulary),
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,

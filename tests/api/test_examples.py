@@ -19,7 +19,7 @@ from sftjob_operator.cluster.local.schema import unknown_fields, validate
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
-NAMES = {"bilingual", "inline", "lora", "quickstart-gpu", "support-bot"}
+NAMES = {"bilingual", "inline", "long-context", "lora", "quickstart-gpu", "support-bot"}
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -353,6 +353,40 @@ def test_what_would_only_fail_later_is_refused_now(spec, reason, words):
     assert words in message
 
 
+CPUS = {"nodes": 2, "gpusPerNode": 0, "processesPerNode": 3}
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "words"),
+    [
+        (
+            {"workers": CPUS, "deepspeed": {"sequenceParallelSize": 4}, "training": {"globalBatchSize": 12}},
+            "SequenceParallelNotDivisible",
+            "spec.deepspeed.sequenceParallelSize (4) does not divide the number of ranks (6)",
+        ),
+        (
+            {"workers": CPUS, "deepspeed": {"sequenceParallelSize": 2}, "training": {"globalBatchSize": 4}},
+            "BatchNotDivisible",
+            "is not divisible by the number of groups of 2 ranks (3); the nearest that is: 3 or 6",
+        ),
+        (
+            raw({"sequence_parallel_size": 2}),
+            "DeepSpeedConfigUnsupported",
+            "sequence_parallel_size: remove it; set spec.deepspeed.sequenceParallelSize instead",
+        ),
+    ],
+)
+def test_ranks_that_share_sequences_have_to_come_out_even(spec, reason, words):
+    found, message = refused(spec)
+    assert found == reason
+    assert words in message
+
+
+def test_ranks_that_share_sequences_count_as_one_in_the_batch():
+    spec = {"workers": CPUS, "deepspeed": {"sequenceParallelSize": 3}, "training": {"globalBatchSize": 2}}
+    assert objection(read_sftjob(sftjob(**spec)), Settings()) is None
+
+
 def test_an_unacceptable_spec_makes_nothing_and_is_repaired_by_a_second_apply():
     scene = Scene(sftjob(workers={"nodes": 3}))
     last = scene.step()

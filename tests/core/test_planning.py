@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from sft_trainer.config import ModelFacts, TokenRange
 from sftjob_operator.api.v1alpha1 import Spec
@@ -359,6 +361,75 @@ def test_gpus_without_bf16_are_planned_as_the_pods_will_choose():
     whole = choose(SMALL, without, **parts, **stage_0)
     assert whole == choose(SMALL, without, training={"precision": "fp32"}, **parts, **stage_0)
     assert (half.activation_checkpointing, whole.activation_checkpointing) == ("None", "Selective")
+
+
+LONG = {
+    "workers": {"nodes": 1, "gpusPerNode": 8},
+    "data": {"maxLength": 131_072},
+    "training": {"globalBatchSize": 8},
+}
+GQA_8B = LLAMA_8B.model_copy(update={"key_value_heads": 8})
+
+
+def test_ranks_that_share_sequences_share_activations_and_logits_and_nothing_else():
+    alone = shape(max_length=16_384, checkpointing="Full", zero_stage=3)
+    shared = replace(alone, max_length=131_072, sequence_ranks=8)
+    one, eighth = estimate(LLAMA_8B, alone), estimate(LLAMA_8B, shared)
+    assert (one.weights, one.gradients, one.optimizer) == (eighth.weights, eighth.gradients, eighth.optimizer)
+    assert one.logits == eighth.logits
+    tokens, hidden, middle = 16_384, 4096, 14_336
+    layer = tokens * (2 * (9 * hidden + 4 * middle) + 8 * hidden)
+    assert eighth.activations == tokens * 32 * 2 * hidden + layer + tokens * 2 * 6 * hidden
+    assert one.activations == tokens * 32 * 2 * hidden + layer - tokens * 2 * hidden
+
+
+def test_a_context_that_is_too_long_for_a_gpu_fits_where_eight_share_it():
+    words = no_fit(GQA_8B, GPU80, **LONG)
+    assert "spec.deepspeed.sequenceParallelSize: " in words
+    found = choose(GQA_8B, GPU80, **LONG, deepspeed={"sequenceParallelSize": 8})
+    assert (found.sequence_ranks, found.micro_batch_size, found.gradient_accumulation_steps) == (8, 1, 8)
+    said = fits_message(spec(**LONG), found.status())
+    assert "micro-batch 1 x 8 per 8 GPUs that share sequences" in said
+    assert found.status().sequence_parallel_size == 8
+
+
+def test_the_example_of_a_long_context_fits_eight_gpus_of_80_gib():
+    text = (Path(__file__).resolve().parents[2] / "examples" / "long-context.yaml").read_text()
+    found = plan(read_sftjob(YAML(typ="safe", pure=True).load(text)).spec, GQA_8B, GPU80)
+    assert isinstance(found, Plan)
+    assert (found.sequence_ranks, found.tokens_per_step) == (8, 8 * 131_072)
+
+
+def test_what_is_advised_is_a_size_that_fits():
+    words = no_fit(GQA_8B, GPU80, **LONG)
+    size = int(words.partition("spec.deepspeed.sequenceParallelSize: ")[2].split()[0])
+    assert choose(GQA_8B, GPU80, **LONG, deepspeed={"sequenceParallelSize": size})
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_value_heads", "size", "possible"),
+    [
+        (32, 8, 8, True),
+        (32, 8, 16, True),
+        (32, 1, 4, True),
+        (12, None, 4, True),
+        (12, 4, 3, False),
+        (9, 3, 2, False),
+    ],
+)
+def test_heads_that_cannot_be_shared_are_said_before_a_gpu_is_taken(heads, key_value_heads, size, possible):
+    model = SMALL.model_copy(update={"heads": heads, "key_value_heads": key_value_heads})
+    parts = {
+        "workers": {"nodes": 1, "gpusPerNode": 48},
+        "training": {"globalBatchSize": 48},
+        "deepspeed": {"sequenceParallelSize": size},
+    }
+    found = plan(spec(**parts), model, GPU80)
+    assert isinstance(found, Plan) == possible
+    if not possible:
+        words = no_fit(model, GPU80, **parts)
+        assert f"spec.deepspeed.sequenceParallelSize is {size}, but LlamaForCausalLM has {heads}" in words
+        assert words.endswith(" can")
 
 
 def test_a_cpu_of_unknown_memory_is_assumed_to_suffice():

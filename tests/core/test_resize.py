@@ -75,6 +75,19 @@ def test_what_is_impossible_in_the_new_size_stops_nothing():
     assert scene.condition("Running")["status"] == "True"
 
 
+def test_ranks_that_share_sequences_are_not_torn_apart():
+    scene = training(
+        deepspeed={"sequenceParallelSize": 3}, workers={"nodes": 3}, training={"globalBatchSize": 12}
+    )
+    scale(scene, 4)
+    assert scene.step(5).effects == ()
+    assert scene.says("Accepted") == ("False", "SequenceParallelNotDivisible")
+    assert scene.condition("Running")["status"] == "True"
+    scale(scene, 6)
+    scene.step(5)
+    assert scene.says("Running") == ("False", "Resizing")
+
+
 def test_what_does_not_fit_in_the_new_size_trains_on_in_the_old_one_and_says_so():
     scene = training(Hardware(host_memory_bytes=9 * 2**29), workers={"nodes": 2})
     assert scene.status["plan"]["zeroStage"] == 1

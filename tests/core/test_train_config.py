@@ -35,6 +35,16 @@ def test_the_length_of_a_training_is_given_in_one_way(training, length):
     assert (found.epochs, found.max_steps, found.max_tokens) == length
 
 
+def test_ranks_that_share_sequences_arrive_and_have_their_batches_together():
+    found = rendered(
+        workers={"nodes": 2, "gpusPerNode": 3},
+        deepspeed={"sequenceParallelSize": 3, "microBatchSize": 2},
+        training={"globalBatchSize": 8},
+    )
+    assert found.deepspeed.sequence_parallel_size == 3
+    assert (found.training.micro_batch_size, found.training.gradient_accumulation_steps) == (2, 2)
+
+
 def test_a_schedule_arrives_whole():
     wanted = {"type": "WSD", "warmupSteps": 5, "decaySteps": 30, "minLearningRate": 1e-6}
     found = rendered(training={"scheduler": wanted}).training.scheduler

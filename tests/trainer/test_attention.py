@@ -47,6 +47,28 @@ def test_no_call_is_longer_than_a_document(monkeypatch: pytest.MonkeyPatch) -> N
     assert seen == 2 * [length for row in LENGTHS for length in row]
 
 
+@pytest.mark.parametrize("block", [1, 10, 512])
+def test_a_window_is_cut_into_blocks_that_leave_nothing_out(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_SMALLEST_BLOCK", block)
+    model, (ids, positions) = network("mistral"), packs()
+    expected = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    expected_gradients = gradients(model, expected)
+    assert attention.use_per_document(model)
+    found = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(gradients(model, found), expected_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_the_mask_of_a_long_document_with_a_window_is_no_square() -> None:
+    long = torch.empty(1, 1, 100_000, 1)
+    masks = [mask for *_, mask in attention._blocks(long, long, long, 1024)]
+    assert len(masks) == 98
+    assert max(mask.numel() for mask in masks if mask is not None) <= 1024 * 2048
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_padded_rows_compute_what_they_compute_under_a_mask(kind: str, side: str) -> None:

@@ -7,16 +7,13 @@ window and the last partial one; rows without any supervised token fill micro-ba
 import functools
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import gang
 import gradient_cells
-from token_rows import Tokens
 
 STAGES, ACCUMULATION, PACKED, METHODS = (0, 1, 2, 3), (1, 3, 8), (True, False), ("Full", "LoRA")
 RANKS = (1, 2, 4)
@@ -52,6 +49,11 @@ SPREAD: list[Cell] = [
     {"stage": 3, "optimizer": "CPU", "parameters": "CPU"},
 ]
 """Ways to spread the same training."""
+SHARED = [
+    {**cell(stage, accumulation, True, "Full"), "shared": 2}
+    for stage, accumulation in ((0, 3), (2, 3), (3, 8))
+]
+"""Every two ranks with parts of the same sequences."""
 OFFLOADED = [{**cell(0, 8, True, "Full"), **each} for each in SPREAD if "optimizer" in each]
 
 
@@ -65,21 +67,7 @@ def test_the_covering_cells_hold_every_pair_of_values() -> None:
 
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("gradients")
-    ids = [np.full(gradient_cells.MAX_LENGTH, index, np.int32) for index in range(8)]
-    rows = _weighted(gang.token_rows(120, seed=1, longest=40))
-    gang.write_cache(root / "cache", [*(Tokens(each, ()) for each in ids), *rows], [])
-    gang.Job(root)
-    return root
-
-
-def _weighted(rows: list[Tokens]) -> list[Tokens]:
-    """Every third row counts more or less than the others."""
-    chosen = [row.spans and index % 3 == 0 for index, row in enumerate(rows)]
-    return [
-        replace(row, weights=(0.25 + index % 4,)) if weigh else row
-        for index, (row, weigh) in enumerate(zip(rows, chosen, strict=True))
-    ]
+    return gradient_cells.workspace(tmp_path_factory.mktemp("gradients"))
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +83,22 @@ def agree(ranks: int, cells: list[Cell], volume: Path, reference: Reference) -> 
         assert result["norms"] == pytest.approx(expected["norms"], rel=1e-4), result
         assert result["losses"] == pytest.approx(expected["losses"], rel=1e-4), result
     # One rank takes four packs at a time even then, and mixes such rows with others.
-    small = [result["empty"] for result in results if result["accumulation"] == 8 and ranks > 1]
+    small = [
+        result["empty"]
+        for result in results
+        if result["accumulation"] == 8 and ranks > result.get("shared", 1)
+    ]
     assert not small or any(small), "no micro-batch was without supervised tokens"
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("ranks", "cells"),
-    [(1, UNEVEN), (2, [*COVERING, *RECOMPUTED, SMOOTHED, *VARIANTS, *OFFLOADED]), (4, [*UNEVEN, SECONDARY])],
+    [
+        (1, UNEVEN),
+        (2, [*COVERING, *RECOMPUTED, SMOOTHED, *VARIANTS, *OFFLOADED, *SHARED]),
+        (4, [*UNEVEN, SECONDARY, SHARED[-1]]),
+    ],
     ids=["1-uneven", "2-covering", "4-uneven"],
 )
 def test_gradient_norm_and_loss_equal_those_of_one_full_batch(
@@ -117,6 +113,16 @@ def test_gradient_norm_and_loss_equal_those_of_one_full_batch(
 @pytest.mark.parametrize("ranks", RANKS)
 def test_so_they_do_in_every_combination(ranks: int, volume: Path, reference: Reference) -> None:
     agree(ranks, EVERY, volume, reference)
+
+
+@pytest.mark.processes
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_so_they_do_where_ranks_share_sequences(ranks: int, volume: Path, reference: Reference) -> None:
+    others = [*RECOMPUTED, SMOOTHED, *VARIANTS, *OFFLOADED]
+    cells = [{**each, "shared": 2} for each in (*EVERY, *others) if each["packed"]]
+    agree(ranks, cells, volume, reference)
 
 
 @pytest.mark.processes

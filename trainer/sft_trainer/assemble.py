@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from sft_trainer import attention as attentions
 from sft_trainer import engine as engines
-from sft_trainer import flops, loop, model, neftune, parameters, peak, prebuilt, precision, reporters
+from sft_trainer import flops, loop, model, neftune, parameters, peak, prebuilt, precision, reporters, sequence_parallel
 from sft_trainer.baseline import evaluate_base
 from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import fence, owner, resume
@@ -37,7 +38,7 @@ from sft_trainer.metrics import peak_memory_bytes
 from sft_trainer.outcome import now
 from sft_trainer.prefetch import Prefetch
 from sft_trainer.reporting import Journal
-from sft_trainer.selfcheck import use_attention, use_loss_head
+from sft_trainer.selfcheck import require_exact_split, use_attention, use_loss_head
 from sft_trainer.starting import Start
 from sft_trainer.stopping import StopSignal
 
@@ -129,17 +130,20 @@ def build(
         attention=config.model.attention,
     )
     parameters.freeze(network, config.training.parameter_groups)
+    group = sequence_parallel.join(config.deepspeed.sequence_parallel_size)
     if config.training.neftune_alpha is not None:
-        neftune.install(network, config.training.neftune_alpha)
+        neftune.install(network, config.training.neftune_alpha, group)
     expected = checkpoint_bytes(*model.counts(network), chosen, config.training.master_weights)
     work = flops.work(network)
     clock.lap("weights")
     engine = engines.initialize(network, config, settings)
     use_loss_head(engine, cache.train, world)
     clock.lap("engine")
-    attention, packed = use_attention(
-        engine, cache.train, world, config.model.attention, pack=config.data.packing == "BestFit"
-    )
+    # Rows whose sequences are shared are told apart as packed ones are.
+    pack_rows = config.data.packing == "BestFit" or group is not None
+    attention, packed = use_attention(engine, cache.train, world, config.model.attention, pack=pack_rows)
+    if group is not None:
+        require_exact_split(engine, cache.train, world, group)
     plan = training_plan(config, cache.train.lengths, packed=packed)
     clock.lap("self-check")
     seed_everything(config.training.seed, world.rank)
@@ -205,6 +209,7 @@ def training_plan(config: TrainConfig, lengths: np.ndarray[Any, Any], *, packed:
         max_steps=config.training.max_steps,
         max_tokens=config.training.max_tokens,
         packed=packed,
+        sequence_ranks=config.deepspeed.sequence_parallel_size,
     )
 
 
@@ -249,6 +254,8 @@ def finish(parts: loop.Parts, volume: Path, ended: loop.Ended) -> TrainResult:
         if shown.step != ended.step:
             go_back(parts, shown.step)
     parts.reporter.phase("Exporting")
+    if parts.plan.sequence_ranks > 1:
+        attentions.use(parts.engine.module, "sdpa")  # what is exported answers to whole sequences
     size = export(parts, volume)
     parts.reporter.phase("Done")
     return TrainResult(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 Output = tuple[torch.Tensor, None]  # attention, and the probabilities that these do not give
 PER_DOCUMENT = "sdpa_per_document"
+_SMALLEST_BLOCK = 512  # queries of one call, where the window is shorter: calls have a price of their own
 _MASKS = {"full_attention", "sliding_attention"}  # the kinds that are the same seen from within a document
 
 
@@ -83,8 +84,9 @@ def _attend(
     ):
         documents = zip(*(torch.split(tensor, sizes, dim=2) for tensor in heads), strict=True)
         outputs = [
-            sdpa_attention_forward(module, q, k, v, _window(q, sliding_window), **kwargs)[0]
+            sdpa_attention_forward(module, *block, **kwargs)[0]
             for q, k, v in documents
+            for block in _blocks(q, k, v, sliding_window)
         ]
         rows.append(torch.cat(outputs, dim=1))
     return torch.cat(rows), None
@@ -122,11 +124,26 @@ def begins(told: torch.Tensor) -> torch.Tensor:
     return torch.diff(told) != (0 if told.dtype == torch.bool else 1)
 
 
-def _window(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
-    """The band mask [1, 1, L, L] of a document longer than the window; None: plain causal attention."""
+def _blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """A document in the pieces in which it is computed, with their masks; None: plain causal attention, in one piece.
+
+    A document longer than the window is cut into blocks of queries with the keys that these can see, so that time and
+    memory grow with its length and not with the square.
+    """
     length = query.shape[2]
     if window is None or length <= window:
-        return None
-    index = torch.arange(length, device=query.device)
-    distance = index[:, None] - index
+        yield query, key, value, None
+        return
+    size = max(window, _SMALLEST_BLOCK)
+    for start in range(0, length, size):
+        end, first = min(start + size, length), max(0, start - window + 1)
+        mask = _band(start, end, first, window, query.device)
+        yield query[:, :, start:end], key[:, :, first:end], value[:, :, first:end], mask
+
+
+def _band(start: int, end: int, first: int, window: int, device: torch.device) -> torch.Tensor:
+    """Which keys, `first` to `end`, the queries `start` to `end` see: bool [1, 1, queries, keys]."""
+    distance = torch.arange(start, end, device=device)[:, None] - torch.arange(first, end, device=device)
     return ((distance >= 0) & (distance < window))[None, None]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -32,9 +32,14 @@ def one_row_each(lengths: NDArray[np.int64], max_length: int, seed: int, epoch: 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The sequences of one forward pass; none at all = a pass that only keeps the collectives matched."""
+    """The sequences of one forward pass; none at all = a pass that only keeps the collectives matched.
+
+    Of their positions a rank computes the part with this number, where several share them (sequence_parallel.py).
+    """
 
     packs: list[Pack]
+    part: int = 0
+    parts: int = 1
 
 
 @dataclass
@@ -44,6 +49,8 @@ class Plan:
     `packed`: the rows of a pack share one sequence. Where the packing self-check has failed it is False: the
     same rows still belong to the same step, but each is a sequence of its own, and micro-batches are cut so
     that none has more tokens, padding included, than `micro_batch` full sequences.
+
+    `sequence_ranks` consecutive ranks have the same micro-batches, each a part of their positions.
     """
 
     lengths: NDArray[np.int64]
@@ -57,6 +64,7 @@ class Plan:
     max_steps: int | None = None
     max_tokens: int | None = None
     packed: bool = True
+    sequence_ranks: int = 1
     _packs: dict[int, list[Pack]] = field(default_factory=dict, repr=False)
 
     @property
@@ -104,10 +112,12 @@ class Plan:
 
     def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
         """What `rank` computes in `step`: as many micro-batches as every other rank."""
-        shares = balance(self.sequences(step), self.lengths, self.world_size)
+        group, part = divmod(rank, self.sequence_ranks)
+        shares = balance(self.sequences(step), self.lengths, self.world_size // self.sequence_ranks)
         cut = [self._cut(share) for share in shares]
         longest = max(len(batches) for batches in cut)
-        return cut[rank] + [MicroBatch([])] * (longest - len(cut[rank]))
+        mine = cut[group] + [MicroBatch([])] * (longest - len(cut[group]))
+        return [replace(micro, part=part, parts=self.sequence_ranks) for micro in mine]
 
     def _cut(self, packs: list[Pack]) -> list[MicroBatch]:
         if self.packed or self.packer is one_row_each:

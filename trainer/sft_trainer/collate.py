@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -78,26 +78,40 @@ class Batch:
 
 
 def collate(batch: MicroBatch, rows: Rows, device: torch.device, *, packed: bool) -> Batch:
-    """The tensors of `batch`. An empty one becomes two tokens without loss."""
-    if not batch.packs:
-        return _tensors([[(np.zeros(2, np.int64), np.zeros(2))]], device, packed=packed, dummy=True)
-    return _tensors([[rows.row(row) for row in pack] for pack in batch.packs], device, packed=packed)
+    """The tensors of `batch`, or of its part of the positions. An empty one becomes two tokens without loss."""
+    sequences: list[list[Document]] = [[rows.row(row) for row in pack] for pack in batch.packs]
+    if not sequences:
+        sequences = [[(np.zeros(2, np.int64), np.zeros(2))]]
+    whole = _laid_out(sequences, batch.parts)
+    width = whole.ids.shape[1] // batch.parts
+    mine = slice(batch.part * width, (batch.part + 1) * width)
+    own = _Layout._make(np.ascontiguousarray(array[:, mine]) for array in whole)
+    pairs = sum(len(ids) * (len(ids) + 1) // 2 for documents in sequences for ids, _ in documents)
+    share = pairs * (batch.part + 1) // batch.parts - pairs * batch.part // batch.parts
+    is_dummy = not batch.packs
+    return _tensors(own, device, packed=packed, pairs=0 if is_dummy else share, dummy=is_dummy)
 
 
 Document = tuple[NDArray[np.integer], NDArray[np.floating]]
 
 
-def _tensors(
-    sequences: list[list[Document]], device: torch.device, *, packed: bool, dummy: bool = False
-) -> Batch:
-    width = max(sum(len(ids) for ids, _ in documents) for documents in sequences)
-    shape = (len(sequences), width)
+class _Layout(NamedTuple):
+    """Arrays [B, T] of a micro-batch, or of a part of its positions."""
+
+    ids: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    real: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
+def _laid_out(sequences: list[list[Document]], parts: int) -> _Layout:
+    """One sequence to a row, as wide as the longest, and so that it can be cut into `parts`."""
+    longest = max(sum(len(ids) for ids, _ in documents) for documents in sequences)
+    shape = (len(sequences), -(-longest // parts) * parts)
     ids, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
-    positions, real, weights = (
-        np.zeros(shape, np.int64),
-        np.zeros(shape, np.int64),
-        np.zeros(shape, np.float32),
-    )
+    positions, real = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    weights = np.zeros(shape, np.float32)
     for index, documents in enumerate(sequences):
         start = 0
         for tokens, each in documents:
@@ -108,20 +122,22 @@ def _tensors(
             positions[index, start:end] = np.arange(len(tokens))
             real[index, start:end] = 1
             start = end
-        positions[index, start:] = np.arange(width - start)  # padding is one more document of its own
-    count = 0 if dummy else int(real.sum())
-    supervised = targets != IGNORED
-    is_even = bool((weights[supervised] == 1).all())
+        positions[index, start:] = np.arange(shape[1] - start)  # padding is one more document of its own
+    return _Layout(ids, targets, positions, real, weights)
+
+
+def _tensors(own: _Layout, device: torch.device, *, packed: bool, pairs: int, dummy: bool) -> Batch:
+    count = 0 if dummy else int(own.real.sum())
+    supervised = own.targets != IGNORED
+    is_even = bool((own.weights[supervised] == 1).all())
     return Batch(
-        input_ids=torch.from_numpy(ids).to(device),
-        targets=torch.from_numpy(targets).to(device),
-        position_ids=torch.from_numpy(positions).to(device) if packed else None,
-        attention_mask=None if packed else torch.from_numpy(real).to(device),
+        input_ids=torch.from_numpy(own.ids).to(device),
+        targets=torch.from_numpy(own.targets).to(device),
+        position_ids=torch.from_numpy(own.positions).to(device) if packed else None,
+        attention_mask=None if packed else torch.from_numpy(own.real).to(device),
         tokens=count,
-        padding=ids.size - count,
+        padding=own.ids.size - count,
         supervised=int(supervised.sum()),
-        pairs=0
-        if dummy
-        else sum(len(i) * (len(i) + 1) // 2 for documents in sequences for i, _ in documents),
-        weights=None if is_even else torch.from_numpy(weights).to(device),
+        pairs=pairs,
+        weights=None if is_even else torch.from_numpy(own.weights).to(device),
     )

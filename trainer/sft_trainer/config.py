@@ -221,6 +221,7 @@ class ModelFacts(Report):
     intermediate_size: int
     layers: int
     heads: int
+    key_value_heads: int | None = None  # None: not said, then as many as `heads`
     vocabulary_size: int
     max_positions: int | None = None
     tied_embeddings: bool
@@ -344,7 +345,7 @@ class Training(Contract):
     max_steps: int | None = None
     max_tokens: int | None = None  # real ones, of prompts too
     global_batch_size: int  # sequences (packs) per optimizer step, over all ranks
-    micro_batch_size: int  # sequences per rank per forward pass
+    micro_batch_size: int  # sequences per rank (or per ranks which share them) and forward pass
     gradient_accumulation_steps: int
     learning_rate: float
     scheduler: Scheduler
@@ -379,6 +380,7 @@ class DeepSpeed(Contract):
     offload_optimizer: Offload = "None"
     offload_parameters: Offload = "None"
     activation_checkpointing: Recompute
+    sequence_parallel_size: int = 1  # consecutive ranks which share sequences
     config: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -448,6 +450,12 @@ class TrainConfig(Contract):
     keep_freed_memory: bool = (
         False  # CPU ranks: the allocator gives nothing back; faster, and a quarter larger
     )
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> TrainConfig:
+        if self.topology.world_size % self.deepspeed.sequence_parallel_size:
+            raise ValueError("deepspeed: sequenceParallelSize does not divide the number of ranks")
+        return self
 
 
 # --------------------------------------------------------------------------- what pods say

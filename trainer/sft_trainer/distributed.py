@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 JOIN_SECONDS = 900  # how long ranks wait for each other at the start: a node may still be pulling the image
+COMPUTING = timedelta(minutes=10)  # what is computed together takes no longer, or a rank is lost
 # Rank 0 writes, reads back and hashes whole models alone, which takes an hour where the model is large and the
 # volume slow. A rank that dies meanwhile is noticed all the same: its connection closes.
 _HOST_WORK = timedelta(hours=24)
@@ -125,7 +126,7 @@ def prepare_environment(accelerator: str) -> None:
     os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))
 
 
-def connect(accelerator: str, timeout: timedelta = timedelta(minutes=10)) -> World:
+def connect(accelerator: str, timeout: timedelta = COMPUTING) -> World:
     """Join the process group described by RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
     Raises:

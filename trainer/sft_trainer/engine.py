@@ -69,7 +69,7 @@ def deepspeed_config(config: TrainConfig, precision: Precision) -> dict[str, Any
     devices = {name: {"device": "cpu"} for name, where in offloaded.items() if where == "CPU"}
     for name in devices:
         defaults["zero_optimization"][name] = {"pin_memory": on_gpu}
-    size = config.topology.world_size
+    size = config.topology.world_size  # DeepSpeed knows nothing of ranks that share sequences, and need not
     decided: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,

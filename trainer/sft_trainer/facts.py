@@ -20,6 +20,7 @@ _NAMES = {  # ours: what architectures call it
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
     "heads": ("num_attention_heads", "n_head", "n_heads"),
+    "key_value_heads": ("num_key_value_heads", "num_kv_heads"),
     "vocabulary_size": ("vocab_size",),
     "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
     "max_positions": (
@@ -64,6 +65,7 @@ def model_facts(directory: Path, resolved: str, relative: str) -> ModelFacts:
         intermediate_size=numbers["intermediate_size"] or 4 * hidden,
         layers=numbers["layers"] or 0,
         heads=numbers["heads"] or 0,
+        key_value_heads=numbers["key_value_heads"],
         vocabulary_size=numbers["vocabulary_size"] or 0,
         max_positions=numbers["max_positions"],
         tied_embeddings=tied,

@@ -12,24 +12,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from sft_trainer import sequence_parallel
 from sft_trainer.attention import document_lengths
 
 
-def install(model: Any, alpha: float) -> None:
-    """Let `model` add noise in training mode, from its next forward pass on."""
-    noise = _Noise(alpha)
+def install(model: Any, alpha: float, group: sequence_parallel.Group | None = None) -> None:
+    """Let `model` add noise in training mode, from its next forward pass on; `group` shares its sequences."""
+    noise = _Noise(alpha, group)
     model.register_forward_pre_hook(noise.begin, with_kwargs=True)
     model.get_input_embeddings().register_forward_hook(noise.add)
 
 
 class _Noise:
-    def __init__(self, alpha: float) -> None:
-        self.alpha = alpha
+    def __init__(self, alpha: float, group: sequence_parallel.Group | None) -> None:
+        self.alpha, self.group = alpha, group
         self.lengths: torch.Tensor | None = None  # int64 [B, T]; None = not training
 
     def begin(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Before the model's forward pass."""
-        self.lengths = lengths_of_documents(**kwargs) if model.training else None
+        self.lengths = lengths_of_documents(**kwargs, group=self.group) if model.training else None
 
     def add(self, module: nn.Module, args: Any, embedded: torch.Tensor) -> torch.Tensor:
         """After the embedding's: embedded [B, T, H]."""
@@ -44,12 +45,15 @@ def lengths_of_documents(
     input_ids: torch.Tensor,
     position_ids: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
+    group: sequence_parallel.Group | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    """For every position [B, T] the number of tokens of the document it is in."""
+    """For every position [B, T] the number of tokens of the document it is in, those on other ranks included."""
     if position_ids is not None:
-        rows = [torch.tensor(document_lengths(row), device=row.device) for row in position_ids]
-        return torch.stack([sizes.repeat_interleave(sizes) for sizes in rows])
+        positions = sequence_parallel.whole(position_ids, group)
+        rows = [torch.tensor(document_lengths(row), device=row.device) for row in positions]
+        lengths = torch.stack([sizes.repeat_interleave(sizes) for sizes in rows])
+        return sequence_parallel.own_part(lengths, group)
     if attention_mask is not None:
         return attention_mask.sum(1, keepdim=True).expand_as(input_ids)
     return torch.full_like(input_ids, input_ids.shape[1])

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sft_trainer import attention, flash, head
+from sft_trainer import attention, flash, head, sequence_parallel
 from sft_trainer.collate import IGNORED, Batch, Rows
 from sft_trainer.config import Attention
 from sft_trainer.distributed import World
@@ -124,6 +124,34 @@ def _first_right(
             "training goes on with padded rows, slower but right"
         )
     return _first_right(engine, documents, world, wanted, False, find)
+
+
+def require_exact_split(engine: Engine, rows: Rows, world: World, group: sequence_parallel.Group) -> None:
+    """Attend over sequences of which each rank of `group` has a part, from now on. Collective.
+
+    Raises:
+        UserError: the model's attention cannot, or its logits are then not those of each document alone.
+    """
+    sizes = (_LENGTH, _LENGTH // 2)  # not even, so that a document goes on at the next rank
+    documents = [
+        np.asarray(rows.row(i % len(rows.lengths))[0][:size], np.int64) for i, size in enumerate(sizes)
+    ]
+    total = sum(len(document) for document in documents)
+    padding = np.arange(-total % group.size)
+    ids = torch.from_numpy(np.concatenate([*documents, padding * 0]))[None].to(world.device)
+    positions = torch.from_numpy(np.concatenate([*(np.arange(len(d)) for d in documents), padding]))[None]
+    own, at = (sequence_parallel.own_part(each.to(world.device), group) for each in (ids, positions))
+    engine.eval()
+    with torch.no_grad():
+        apart = torch.cat([_packed(engine, [document], world) for document in documents])
+        sequence_parallel.use(engine.module, group)
+        logits = engine(input_ids=own, position_ids=at, use_cache=False).logits[0]
+    engine.train()
+    expected = apart[world.rank % group.size * len(logits) :][: len(logits)]
+    if len(expected) == 0:  # this rank has padding only
+        expected = logits
+    if not _agree(logits[: len(expected)], expected, world, f"sequences split over {group.size} ranks"):
+        raise sequence_parallel.unsupported("its logits are others than those of whole documents")
 
 
 def _ours(model: Any, world: World, wanted: Attention | None, find: Find) -> Iterator[tuple[Attention, str]]:

@@ -72,6 +72,7 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
             offload_optimizer=chosen.offload_optimizer,
             offload_parameters=chosen.offload_parameters,
             activation_checkpointing=chosen.activation_checkpointing,
+            sequence_parallel_size=chosen.sequence_ranks,
             config=dict(wanted.raw),
         ),
         topology=config.Topology(

@@ -14,6 +14,7 @@ from sftjob_operator.planning.intent import intent
 from sftjob_operator.planning.plan import NoFit, Plan, plan
 
 _MOST_NODES = 64
+_PLURAL = {"GPU": "GPUs", "process": "processes"}
 _RECOMPUTE = {"Full": "", "Selective": "selective "}
 
 Changes = dict[str, dict[str, Any]]
@@ -23,7 +24,9 @@ def fits_message(spec: Spec, chosen: PlanStatus) -> str:
     """One sentence for Planned=True."""
     unit = "GPU" if spec.workers.gpus_per_node else "process"
     passes = chosen.gradient_accumulation_steps
-    parts = [f"ZeRO-{chosen.zero_stage}", f"micro-batch {chosen.micro_batch_size} x {passes} per {unit}"]
+    shared = chosen.sequence_parallel_size
+    whose = unit if shared == 1 else f"{shared} {_PLURAL[unit]} that share sequences"
+    parts = [f"ZeRO-{chosen.zero_stage}", f"micro-batch {chosen.micro_batch_size} x {passes} per {whose}"]
     if chosen.activation_checkpointing != "None":
         parts.append(f"{_RECOMPUTE[chosen.activation_checkpointing]}activation checkpointing")
     on_cpu = _on_cpu(chosen.offload_optimizer, chosen.offload_parameters)
@@ -40,6 +43,8 @@ def fits_message(spec: Spec, chosen: PlanStatus) -> str:
 
 def no_fit_message(spec: Spec, model: ModelFacts, hardware: Hardware, result: NoFit) -> str:
     """One or two sentences for Planned=False: estimate, available, and what would fit."""
+    if result.indivisible is not None:
+        return result.indivisible
     unit = "GPU" if spec.workers.gpus_per_node else "process"
     least = result.smallest
     ways = [way for way in (_nodes(spec, model, hardware), *_changes(spec, model, hardware)) if way]
@@ -74,8 +79,9 @@ def _nodes(spec: Spec, model: ModelFacts, hardware: Hardware) -> str | None:
     while nodes <= _MOST_NODES:
         more: Changes = {"workers": {"nodes": nodes}}
         words = f"spec.workers.nodes: {nodes}"
-        if spec.training.global_batch_size % (nodes * ranks):
-            size = -(-spec.training.global_batch_size // (nodes * ranks)) * nodes * ranks
+        groups = max(1, nodes * ranks // spec.deepspeed.sequence_parallel_size)
+        if spec.training.global_batch_size % groups:
+            size = -(-spec.training.global_batch_size // groups) * groups
             more["training"] = {"global_batch_size": size}
             words += f" (and spec.training.globalBatchSize: {size})"
         if _would_fit(spec, model, hardware, more):
@@ -114,7 +120,18 @@ def _changes(spec: Spec, model: ModelFacts, hardware: Hardware) -> list[str]:
             found.append(f"spec.data.maxLength: {length}")
             break
         length //= 2
-    return found + _offloading(spec, model, hardware)
+    return found + _sharing(spec, model, hardware) + _offloading(spec, model, hardware)
+
+
+def _sharing(spec: Spec, model: ModelFacts, hardware: Hardware) -> list[str]:
+    """The fewest GPUs that would have to share sequences. Never chosen unasked: not every model's attention can."""
+    ranks = spec.workers.nodes * (spec.workers.gpus_per_node or spec.workers.processes_per_node or 1)
+    for size in range(spec.deepspeed.sequence_parallel_size + 1, ranks + 1):
+        if ranks % size == 0 and _would_fit(
+            spec, model, hardware, {"deepspeed": {"sequence_parallel_size": size}}
+        ):
+            return [f"spec.deepspeed.sequenceParallelSize: {size}"]
+    return []
 
 
 def _offloading(spec: Spec, model: ModelFacts, hardware: Hardware) -> list[str]:

@@ -1,4 +1,7 @@
-"""The identity of batch sizes, checked first: globalBatchSize = ranks x microBatchSize x accumulation."""
+"""The identity of batch sizes, checked first: globalBatchSize = ranks x microBatchSize x accumulation.
+
+Ranks that share sequences (sequenceParallelSize) count as one here.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,25 @@ class BatchSizes:
     micro_size: int | None
 
 
+def replicas(spec: Spec, world_size: int) -> int:
+    """Groups of ranks with sequences of their own; SpecError where ranks would be left over."""
+    size = spec.deepspeed.sequence_parallel_size
+    if world_size % size:
+        fitting = ", ".join(str(each) for each in range(1, min(world_size, 64) + 1) if world_size % each == 0)
+        raise SpecError(
+            "SequenceParallelNotDivisible",
+            f"spec.deepspeed.sequenceParallelSize ({size}) does not divide the number of ranks ({world_size}), which is "
+            f"spec.workers.nodes times gpusPerNode or processesPerNode; what does: {fitting}",
+        )
+    return world_size // size
+
+
 def batch_sizes(spec: Spec, raw: Mapping[str, Any], world_size: int) -> BatchSizes:
     """The sizes a spec asks for; SpecError names both fields of a contradiction, or the nearest sizes."""
+    ranks = "ranks"
+    if spec.deepspeed.sequence_parallel_size > 1:
+        ranks = f"groups of {spec.deepspeed.sequence_parallel_size} ranks"
+        world_size = replicas(spec, world_size)
     micro = _merged(
         _MICRO, spec.deepspeed.micro_batch_size, _RAW_MICRO, raw.get("train_micro_batch_size_per_gpu")
     )
@@ -46,15 +66,15 @@ def batch_sizes(spec: Spec, raw: Mapping[str, Any], world_size: int) -> BatchSiz
     if total is None:
         total = spec.training.global_batch_size
     name = f"{_GLOBAL} ({total}{'' if given or 'train_batch_size' in raw else ', the default'})"
-    _check(name, total, world_size, 1, f"the number of ranks ({world_size})")
+    _check(name, total, world_size, 1, f"the number of {ranks} ({world_size})")
     if micro is not None:
-        _check(name, total, world_size, micro, f"{world_size} ranks times microBatchSize {micro}")
+        _check(name, total, world_size, micro, f"{world_size} {ranks} times microBatchSize {micro}")
     if steps is not None:
-        _check(name, total, world_size, steps, f"{world_size} ranks times {_RAW_STEPS} {steps}")
+        _check(name, total, world_size, steps, f"{world_size} {ranks} times {_RAW_STEPS} {steps}")
         if micro is not None and world_size * micro * steps != total:
             raise SpecError(
                 "DeepSpeedConfigConflict",
-                f"{_RAW_STEPS} is {steps}, but {_GLOBAL} is {total}: {world_size} ranks times "
+                f"{_RAW_STEPS} is {steps}, but {_GLOBAL} is {total}: {world_size} {ranks} times "
                 f"microBatchSize {micro} times {steps} makes {world_size * micro * steps}; "
                 f"remove {_RAW_STEPS}, it is derived",
             )

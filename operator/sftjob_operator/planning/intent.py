@@ -28,6 +28,7 @@ class Intent:
 
     nodes: int
     processes_per_node: int
+    sequence_ranks: int
     accelerator: Literal["gpu", "cpu"]
     global_batch_size: int
     micro_batch_size: int | None
@@ -51,6 +52,11 @@ class Intent:
         """Number of ranks."""
         return self.nodes * self.processes_per_node
 
+    @property
+    def replicas(self) -> int:
+        """Number of ranks, or of groups that share sequences, with batches of their own."""
+        return self.world_size // self.sequence_ranks
+
 
 def intent(spec: Spec) -> Intent:
     """Read a spec; SpecError with reason and sentence where it contradicts itself."""
@@ -65,6 +71,7 @@ def intent(spec: Spec) -> Intent:
     return Intent(
         nodes=workers.nodes,
         processes_per_node=processes,
+        sequence_ranks=spec.deepspeed.sequence_parallel_size,
         accelerator="gpu" if workers.gpus_per_node else "cpu",
         global_batch_size=sizes.global_size,
         micro_batch_size=sizes.micro_size,

@@ -75,6 +75,12 @@ class Shape:
     """None = the pods choose."""
     quantised: bool = False
     """The frozen linear layers in four bits (QLoRA)."""
+    sequence_ranks: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Positions of a forward pass of one rank."""
+        return self.micro_batch_size * -(-self.max_length // self.sequence_ranks)
 
 
 @dataclass(frozen=True)
@@ -197,7 +203,7 @@ def _gathered(model: ModelFacts) -> int:
 
 def _logits(model: ModelFacts, shape: Shape, size: int) -> int:
     """A chunk of them, and the gradient of a trained head, which is summed in fp32 if there are more chunks."""
-    whole = shape.micro_batch_size * shape.max_length * model.vocabulary_size * size
+    whole = shape.tokens * model.vocabulary_size * size
     piece = _LOSS_PIECE[shape.accelerator]
     if model.architecture.startswith(_WHOLE_LOGITS):
         return whole + piece
@@ -215,13 +221,17 @@ def _activations(model: ModelFacts, shape: Shape, size: int) -> int:
 
     2 norm outputs, q, k, v, attention output, its projection and the residual (8 hidden), gate, up,
     activation and their product (4 intermediate); besides two norm inputs in fp32 (2 hidden x 4 bytes).
+    Where ranks share sequences, attention's output is kept twice, for its heads and for its positions, and while a
+    layer exchanges there are its q, k and v (3 hidden) as sent and as received.
     With checkpointing one layer at a time is there in full, and of every layer its input (Full), or its input, q,
     k, v, attention output, the two projections back (7 hidden), gate and up (2 intermediate) (Selective).
     """
-    tokens = shape.micro_batch_size * shape.max_length
+    tokens = shape.tokens
     hidden, middle = model.hidden_size, model.intermediate_size
     stored, passing = _pairs_of_tokens(model, shape, size)
-    layer = tokens * (size * (8 * hidden + 4 * middle) + 8 * hidden) + stored
+    kept_twice = hidden if shape.sequence_ranks > 1 else 0
+    passing += 6 * tokens * size * kept_twice
+    layer = tokens * (size * (8 * hidden + kept_twice + 4 * middle) + 8 * hidden) + stored
     kept = {"None": 0, "Selective": 7 * hidden + 2 * middle, "Full": hidden}[shape.checkpointing]
     if kept:
         return tokens * model.layers * size * kept + layer + passing
@@ -232,8 +242,11 @@ def _pairs_of_tokens(model: ModelFacts, shape: Shape, size: int) -> tuple[int, i
     """What grows with the square of the length: of each layer, and for a moment.
 
     A mask over the pack is there twice, in the model's type (measured). Eager attention stores its probabilities in
-    fp32, and in the model's type where that is another; the scores are there once more when they become them.
+    fp32, and in the model's type where that is another; the scores are there once more when they become them. Ranks
+    that share sequences have neither.
     """
+    if shape.sequence_ranks > 1:
+        return 0, 0
     pairs = shape.micro_batch_size * shape.max_length**2
     no_other = model.architecture.startswith(_EAGER) and shape.attention != "FlashAttention"
     if shape.attention == "Eager" or no_other:

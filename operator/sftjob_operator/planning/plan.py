@@ -18,6 +18,7 @@ from sft_trainer.config import ModelFacts, Offload, Precision, Recompute
 from sftjob_operator.api.status import PlanMemory, PlanStatus
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.hardware import DEFAULT_GPU_MEMORY, Hardware, mebibytes, quantity_bytes
+from sftjob_operator.planning.heads import indivisible
 from sftjob_operator.planning.intent import Intent, intent
 from sftjob_operator.planning.memory import Memory, Shape, estimate
 
@@ -37,6 +38,7 @@ class Plan:
     micro_batch_size: int
     gradient_accumulation_steps: int
     activation_checkpointing: Recompute
+    sequence_ranks: int
     world_size: int
     tokens_per_step: int
     memory_bytes: int
@@ -46,13 +48,15 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """Digest of the choices (not of the estimate, nor of offloading where there is none)."""
+        """Digest of the choices (not of the estimate, nor of offloading and shared sequences where there are none)."""
         choices = asdict(self)
         for name in ("memory_bytes", "available_bytes", "host_bytes", "decided"):
             del choices[name]
         for name in ("offload_optimizer", "offload_parameters"):
             if choices[name] == "None":
                 del choices[name]
+        if choices["sequence_ranks"] == 1:
+            del choices["sequence_ranks"]
         return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -71,6 +75,7 @@ class Plan:
             micro_batch_size=self.micro_batch_size,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             activation_checkpointing=self.activation_checkpointing,
+            sequence_parallel_size=self.sequence_ranks,
             world_size=self.world_size,
             tokens_per_step=self.tokens_per_step,
             memory=PlanMemory(per_gpu=mebibytes(self.memory_bytes), available=available, host=host),
@@ -99,6 +104,8 @@ class NoFit:
     available_bytes: int
     host_bytes: int | None = None
     """Set where the smallest would fit the GPU, but not the pod."""
+    indivisible: str | None = None
+    """Set where no memory would help: why the model's sequences cannot be shared so."""
 
 
 def plan(
@@ -119,6 +126,9 @@ def plan(
     available, host = available_bytes(spec, hardware), host_bytes(spec, hardware)
     if keep is not None and keep.world_size == wanted.world_size:
         return _kept(spec, wanted, keep)
+    if (why := indivisible(model, wanted.sequence_ranks)) is not None:
+        first = next(candidates(spec, wanted, model, "bf16", known=False, host_known=False))
+        return NoFit(first, available or 0, indivisible=why)
     smallest: Candidate | None = None
     precision = wanted.precision or expected_precision(wanted, hardware)
     crowded: Candidate | None = None  # fits the GPU, but not the pod
@@ -176,6 +186,7 @@ def candidates(
                 quantised=spec.training.method == "QLoRA",
                 offload_optimizer=optimizer,
                 offload_parameters=parameters,
+                sequence_ranks=wanted.sequence_ranks,
                 attention=spec.model.attention,
             )
             yield Candidate(stage, micro, checkpointing, optimizer, parameters, estimate(model, shape))
@@ -261,9 +272,11 @@ def _micro_batches(wanted: Intent, max_length: int) -> list[int]:
     """Powers of two that divide what a rank does in one step, the largest first."""
     if wanted.micro_batch_size is not None:
         return [wanted.micro_batch_size]
-    per_rank = wanted.global_batch_size // wanted.world_size
-    limit = max(1, _TOKENS_PER_PASS // max_length) if wanted.accelerator == "gpu" else 1
-    sizes = [2**power for power in range(13) if 2**power <= limit and per_rank % 2**power == 0]
+    share = wanted.global_batch_size // wanted.replicas
+    limit = 1
+    if wanted.accelerator == "gpu":
+        limit = max(1, _TOKENS_PER_PASS * wanted.sequence_ranks // max_length)
+    sizes = [2**power for power in range(13) if 2**power <= limit and share % 2**power == 0]
     return sorted(sizes, reverse=True)
 
 
@@ -280,10 +293,11 @@ def _plan(spec: Spec, wanted: Intent, chosen: Candidate, available: int | None) 
     return Plan(
         zero_stage=chosen.stage,
         micro_batch_size=chosen.micro,
-        gradient_accumulation_steps=wanted.global_batch_size // (wanted.world_size * chosen.micro),
+        gradient_accumulation_steps=wanted.global_batch_size // (wanted.replicas * chosen.micro),
         activation_checkpointing=chosen.checkpointing,
         offload_optimizer=chosen.offload_optimizer,
         offload_parameters=chosen.offload_parameters,
+        sequence_ranks=wanted.sequence_ranks,
         world_size=wanted.world_size,
         tokens_per_step=wanted.global_batch_size * spec.data.max_length,
         memory_bytes=chosen.memory.total,
@@ -302,6 +316,7 @@ def _kept(spec: Spec, wanted: Intent, keep: PlanStatus) -> Plan:
         activation_checkpointing=keep.activation_checkpointing,  # type: ignore[arg-type]
         offload_optimizer="CPU" if keep.offload_optimizer == "CPU" else "None",
         offload_parameters="CPU" if keep.offload_parameters == "CPU" else "None",
+        sequence_ranks=wanted.sequence_ranks,
         world_size=wanted.world_size,
         tokens_per_step=wanted.global_batch_size * spec.data.max_length,
         memory_bytes=quantity_bytes(keep.memory.per_gpu),

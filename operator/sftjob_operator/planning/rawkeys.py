@@ -62,7 +62,7 @@ _ORDER = "it reorders the data, and resuming would not be exact"
 _SCALE = "it would change the gradient's scale, which is exact as it is"
 _PRECISION = "set spec.training.precision instead"
 _OURS = "checkpoints are ours; set spec.checkpoint instead"
-_SEQUENCE = "sequence parallelism is not supported by this version"
+_SEQUENCE = "set spec.deepspeed.sequenceParallelSize instead"
 
 REFUSED = {
     "activation_checkpointing": "set spec.deepspeed.activationCheckpointing instead",
@@ -87,7 +87,7 @@ REFUSED = {
     "pipeline": "pipeline parallelism is not supported by this version",
     "prescale_gradients": _SCALE,
     "scheduler": "set spec.training.scheduler instead",
-    "seq_parallel_communication_data_type": _SEQUENCE,
+    "seq_parallel_communication_data_type": "gradients of ranks that share sequences are reduced like all others",
     "sequence_parallel_size": _SEQUENCE,
     "sparse_attention": "sparse attention is not supported by this version",
     "tensor_parallel": "every rank would hold a share of each layer, which loss, checkpoints and export take for the whole",

@@ -89,6 +89,10 @@ _MODEL = {
         "This tokenizer, or these files of weights, cannot be extended by spec.model.addTokens.",
         "Do what the message says, or remove addTokens.",
     ),
+    "SequenceParallelUnsupported": Advice(
+        "The sequences of this model cannot be split over so many ranks, or not at all.",
+        "Set spec.deepspeed.sequenceParallelSize to 1, or to a size that is named, in a job created anew.",
+    ),
     "AttentionUnsupported": Advice(
         "spec.model.attention names what this model, this image or this GPU does not have.",
         "Set it to what the message says, or remove it to have it chosen.",

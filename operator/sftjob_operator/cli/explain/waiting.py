@@ -37,6 +37,10 @@ _ACCEPTED = {
         "The global batch cannot be shared out evenly over the ranks.",
         "Set spec.training.globalBatchSize to one of the values that are named.",
     ),
+    "SequenceParallelNotDivisible": Advice(
+        "The ranks do not come out even in groups that share sequences.",
+        "Set spec.deepspeed.sequenceParallelSize to one of the sizes that are named, or another number of nodes.",
+    ),
     "PodSecurity": Advice(
         "A podTemplate asks for more of its node than the platform allows (operator.podSecurity of the chart).",
         "Leave out what the message names, or ask the platform's people.",
