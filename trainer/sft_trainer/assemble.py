@@ -16,7 +16,18 @@ from deepspeed.accelerator import get_accelerator
 
 from sft_trainer import attention as attentions
 from sft_trainer import engine as engines
-from sft_trainer import flops, loop, model, neftune, parameters, peak, prebuilt, precision, reporters, sequence_parallel
+from sft_trainer import (
+    flops,
+    loop,
+    model,
+    neftune,
+    parameters,
+    peak,
+    prebuilt,
+    precision,
+    reporters,
+    sequence_parallel,
+)
 from sft_trainer.baseline import evaluate_base
 from sft_trainer.batches import Plan, one_row_each
 from sft_trainer.checkpoint import fence, owner, resume
