@@ -101,6 +101,10 @@ _MODEL = {
         "bitsandbytes does not load in the trainer's image.",
         "Use the image of the operator's release, or set spec.training.method: LoRA.",
     ),
+    "OperationNotPrebuilt": Advice(
+        "A feature of DeepSpeed needs a kernel that the trainer's image does not hold.",
+        "Use an image that was built with it (DEEPSPEED_OPS), or leave out what the message names.",
+    ),
     "UnknownTargetModules": Advice(
         "A name in spec.training.lora.targetModules is of no layer.",
         "Take names from the list in the message.",
@@ -119,6 +123,10 @@ _RUN = {
     "PermissionDenied": Advice(
         "The pod's user may not write to the workspace, or not read from it.",
         "Set runAsUser and fsGroup in spec.workers.podTemplate.spec.securityContext (and in spec.prepare) to the owner's.",
+    ),
+    "OptimizerChanged": Advice(
+        "The checkpoint to continue was written by another optimizer, or with other master weights.",
+        "Set spec.training.optimizer and spec.training.masterWeights as they were, or take another metadata.name.",
     ),
     "CheckpointsOfAnotherJob": Advice(
         "The folder on the volume holds the checkpoints of another training under this name.",
