@@ -222,8 +222,10 @@ def make_room(kube: Kube, name: str, directory: Path) -> Iterator[Room]:
     kube.apply(*volumes.volume("workspace", workspace, name), *volumes.thin_claims(name))
     mounted, mounts = volumes.thin_volumes(claims=True)
     overlay = {"spec": {"volumes": mounted, "containers": [{"name": "trainer", "volumeMounts": mounts}]}}
-    yield Room(kube, name, workspace, overlay)
-    remove_room(kube, name, wait=False)
+    try:
+        yield Room(kube, name, workspace, overlay)
+    finally:
+        remove_room(kube, name, wait=False)
 
 
 def remove_room(kube: Kube, name: str, wait: bool) -> None:

@@ -39,9 +39,12 @@ def kind(status: Status) -> str | None:
         return None
     if "Suspended" in true:
         return "suspended"
-    running = found["Running"]
+    running = found.get("Running")
+    if running is None:  # somebody else's conditions
+        return None
     if "Running" not in true:
-        return _NO_PODS.get(running.reason, "queued")
+        spent_on = _NO_PODS.get(running.reason, "queued")
+        return "preparing" if spent_on == "restart" and status.start_time is None else spent_on
     spent_on = _PODS.get(running.reason, "productive")
     return "lost" if spent_on == "productive" and _repeats(status) else spent_on
 

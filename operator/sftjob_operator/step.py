@@ -69,7 +69,8 @@ def step(world: World) -> Step:
 
 def _accounted(old: Status, new: Status, now: datetime) -> Status:
     """`new` with the time up to now; time alone is no reason to write."""
-    return new.model_copy(update={"goodput": charged(old, now)})
+    ended = parse_time(new.completion_time)  # it may have been long ago, with the operator away
+    return new.model_copy(update={"goodput": charged(old, now if ended is None else min(now, ended))})
 
 
 def _finished(world: World) -> Step:

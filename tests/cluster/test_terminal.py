@@ -129,7 +129,7 @@ def test_a_job_from_run_to_an_answer_of_its_model(person: Person, tmp_path: Path
     assert logs.returncode == 0, lines
     assert "[prepare] " in lines
     assert "[told-1-0] [rank 0] " in lines
-    assert "[told-1-1] [rank 1] " in lines
+    assert "[told-1-1] [launcher] " in lines
     listed = json.loads(person.says("checkpoints", "told", "-o", "json"))
     assert listed[0]["verified"]
     assert "resumes here" in person.says("checkpoints", "told", "--verify")

@@ -21,6 +21,18 @@ CASES = {
         {"workers": CPU, "model": {"path": "models/tiny", "attention": "FlashAttention"}},
         {"workers": CPU, "model": {"path": "models/tiny", "attention": "SDPA"}},
     ),
+    "model.attention Eager and deepspeed.sequenceParallelSize above 1": (
+        {
+            "workers": GPU,
+            "model": {"path": "models/tiny", "attention": "Eager"},
+            "deepspeed": {"sequenceParallelSize": 2},
+        },
+        {
+            "workers": GPU,
+            "model": {"path": "models/tiny", "attention": "SDPA"},
+            "deepspeed": {"sequenceParallelSize": 2},
+        },
+    ),
     "model.attention FlashAttention and training.precision fp32": (
         {
             "workers": GPU,

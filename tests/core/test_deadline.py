@@ -64,6 +64,24 @@ def test_what_has_completed_meanwhile_is_complete():
     assert scene.says("Complete") == ("True", "Trained")
 
 
+def test_a_result_that_stands_is_waited_for_while_its_pod_writes_the_report():
+    scene = Scene(sftjob(activeDeadlineSeconds=HOUR))
+    scene.start()
+    scene.progress = progress(step=480, state="Done")
+    assert scene.step(HOUR).effects == ()
+    assert scene.says("Failed") == ("False", "InProgress")
+    complete(scene)
+    assert scene.says("Complete") == ("True", "Trained")
+
+
+def test_a_pod_that_never_ends_is_not_waited_for_for_ever():
+    scene = Scene(sftjob(activeDeadlineSeconds=HOUR))
+    scene.start()
+    scene.progress = progress(step=480, state="Done")
+    scene.step(HOUR + 600)
+    assert scene.says("Failed") == ("True", "DeadlineExceeded")
+
+
 def test_a_suspension_stops_the_clock_and_sets_it_back():
     scene = Scene(sftjob(activeDeadlineSeconds=HOUR))
     scene.start()

@@ -95,6 +95,21 @@ def test_what_restricted_allows(spec: dict):
     assert said("Restricted", spec) == ""
 
 
+def test_a_profile_cannot_be_taken_away_by_a_null_or_an_annotation():
+    manifest = sftjob()
+    manifest["spec"]["workers"]["podTemplate"] = {"spec": {"securityContext": {"seccompProfile": None}}}
+    found = objection(read_sftjob(manifest), Settings(pod_security="Restricted"))
+    assert found is not None
+    assert "seccompProfile.type is not set" in found.message
+    assert objection(read_sftjob(manifest), Settings()) is None
+    name = "container.apparmor.security.beta.kubernetes.io/trainer"
+    job = read_sftjob(sftjob(workers={"podTemplate": {"metadata": {"annotations": {name: "unconfined"}}}}))
+    found = objection(job, Settings())
+    assert found is not None
+    assert f"spec.workers.podTemplate.metadata.annotations.{name}: unconfined" in found.message
+    assert objection(job, Settings(pod_security="Privileged")) is None
+
+
 def test_it_is_a_condition_and_no_pod_is_made():
     scene = Scene(sftjob(workers={"podTemplate": {"spec": volume(hostPath={"path": "/etc"})}}))
     assert scene.step().effects == ()

@@ -144,7 +144,7 @@ def test_a_run_that_was_replaced_leaves_the_export_of_its_successor_alone(tmp_pa
 
 
 def check(folder: Path, expected: torch.Tensor) -> None:
-    config = SimpleNamespace(training=SimpleNamespace(method="Full"), export=SimpleNamespace(format="Merged"))
+    config = SimpleNamespace(training=SimpleNamespace(adapts=False), export=SimpleNamespace(format="Merged"))
     parts = SimpleNamespace(config=config, precision="fp32")
     exports._check(folder, folder, parts, np.arange(5), expected, torch.float32)  # type: ignore[arg-type]
 

@@ -266,7 +266,8 @@ def finish(parts: loop.Parts, volume: Path, ended: loop.Ended) -> TrainResult:
             go_back(parts, shown.step)
     parts.reporter.phase("Exporting")
     if parts.plan.sequence_ranks > 1:
-        attentions.use(parts.engine.module, "sdpa")  # what is exported answers to whole sequences
+        # What is exported answers to whole sequences.
+        attentions.use(parts.engine.module, "sdpa" if parts.engine.module._supports_sdpa else "eager")
     size = export(parts, volume)
     parts.reporter.phase("Done")
     return TrainResult(

@@ -38,7 +38,10 @@ def evaluate_base(parts: Parts, limit_seconds: float = LIMIT_SECONDS) -> None:
     result = evaluate(parts.engine, *parts.held_out, parts.world, Patience(parts.stop, limit_seconds))
     if result is not None:
         parts.reporter.evaluated(0, result.loss, perplexity(result.loss), result.seconds)
-    elif parts.world.is_first and not parts.stop.requested:
+    else:
+        parts.reporter.gave_up_evaluating()
+    parts.reporter.phase("Training")
+    if result is None and parts.world.is_first and not parts.stop.requested:
         logger.info(
             "the base model is not evaluated: nothing is supervised, or more than %.0f s", limit_seconds
         )

@@ -80,7 +80,7 @@ def talker(model: Path) -> Callable[[list[dict[str, str]], int], Iterator[str]]:
             try:
                 with torch.inference_mode():
                     network.generate(**tokens, streamer=streamer, **_greedy(tokenizer, max_new_tokens))
-            except (RuntimeError, ValueError) as error:
+            except Exception as error:  # whatever it is: the reader must not wait for ever
                 errors.append(error)
                 streamer.end()
 

@@ -215,6 +215,7 @@ class ModelFacts(Report):
     architecture: str
     parameters: int
     embedding_parameters: int  # the input embedding, plus the head where it is not tied
+    expert_parameters: int = 0  # of the experts of a mixture
     lora_parameters_per_rank: int  # trainable parameters of LoRA at rank 1 on all linear layers
     trained_parameters: int | None = None  # of a full training that freezes some; None = all
     hidden_size: int

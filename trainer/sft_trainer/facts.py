@@ -61,6 +61,7 @@ def model_facts(directory: Path, resolved: str, relative: str) -> ModelFacts:
         parameters=parameters(shapes, tied),
         embedding_parameters=embedding_parameters(shapes, tied),
         lora_parameters_per_rank=lora_parameters_per_rank(shapes),
+        expert_parameters=sum(prod(shape) for name, shape in shapes.items() if ".experts." in name),
         hidden_size=hidden,
         intermediate_size=numbers["intermediate_size"] or 4 * hidden,
         layers=numbers["layers"] or 0,

@@ -47,7 +47,10 @@ def work(model: Any) -> Work:
     }
     per_token = per_supervised = 0.0
     for name, parameter in model.named_parameters():
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        packed = getattr(parameter, "quant_state", None)  # four bits: two elements a byte
+        shape = tuple(
+            getattr(parameter if packed is None else packed, "ds_shape", (packed or parameter).shape)
+        )
         if len(shape) < 2 or id(parameter) in tables | known:
             continue
         known.add(id(parameter))

@@ -228,6 +228,7 @@ def held_out(parts: Parts, step: int) -> None:
         parts.reporter.evaluated(step, result.loss, perplexity(result.loss), result.seconds)
         stopping = parts.config.training.early_stopping
         parts.history = after(parts.history, step, result.loss, stopping.min_delta if stopping else 0.0)
+    parts.reporter.phase("Training")
 
 
 def save_checkpoint(parts: Parts, step: int, loss: float | None) -> None:
@@ -260,6 +261,7 @@ def save_checkpoint(parts: Parts, step: int, loss: float | None) -> None:
     fact = parts.store.commit(parts.engine, state, parts.world, parts.checkpoint_bytes)
     parts.checkpoint_bytes = fact.bytes
     parts.reporter.saved(fact, steps(parts.store.folder.checkpoints), time.perf_counter() - start)
+    parts.reporter.phase("Training")
 
 
 def _rate(parts: Parts, step: int) -> float:

@@ -75,6 +75,7 @@ class Metrics:
         series.INFO.labels(*self._labels, version, precision, attention).set(1)
         self._set(series.TOTAL_STEPS, total_steps)
         self._set(series.STEP, resumed_from_step)
+        self._set(series.LAST_STEP, time.time())  # until there is one: since when it is waited for
         self._set(series.RESUMED_STEP, resumed_from_step)
         self._peak = peak_flops
         self._set(series.PEAK_FLOPS, peak_flops)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.pytorch_utils import Conv1D
 
 from sft_trainer.errors import UserError
 
@@ -53,6 +54,9 @@ def dequantised(model: Any) -> dict[str, torch.Tensor]:
 def replace(model: Any, weights: dict[str, torch.Tensor]) -> None:
     """Give a plain `model` the weights that `dequantised` has found."""
     own = dict(model.named_parameters())
+    turned = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
     with torch.no_grad():
         for name, tensor in weights.items():
-            own[name].copy_(tensor)
+            own[name].copy_(
+                tensor.T if name in turned else tensor
+            )  # transformers packs the layers of GPT-2 turned

@@ -218,6 +218,11 @@ class Reporter:
             self._publish(eval_loss=loss, perplexity=perplexity)
             self._audience.tell(lambda one: one.evaluated(step, loss, perplexity))
 
+    def gave_up_evaluating(self) -> None:
+        """An evaluation was broken off; its time is no part of the first step's."""
+        if self._start is not None:
+            self._start.lap("evaluation")
+
     def saved(self, fact: CheckpointFact, kept: list[int], seconds: float) -> None:
         """A checkpoint was committed; `kept` are the steps whose checkpoints lie there now."""
         known = [old for old in self._journal.checkpoints if old.step in kept and old.step != fact.step]

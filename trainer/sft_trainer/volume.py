@@ -18,13 +18,11 @@ from typing import Any
 
 from sft_trainer import layout
 from sft_trainer.checkpoint import manifest
-from sft_trainer.errors import TrainerError
 
 Request = Mapping[str, Any]
 Answer = dict[str, Any]
 
 # Of a folder that is no model, transformers and peft raise many things.
-_TROUBLE = (TrainerError, OSError, ValueError, LookupError, TypeError, ImportError, RuntimeError)
 _CHUNK = 48 * 1024
 _TAIL_BYTES = 4 * 2**20
 _LOADED = 2  # models that are kept: the base and the tuned one
@@ -65,7 +63,7 @@ class Desk:
             if kind is None:
                 raise ValueError(f"this trainer does not know the request {what}: take a newer image")
             yield from kind(request)
-        except _TROUBLE as error:
+        except Exception as error:  # a template, a model, a damaged file: the person is told
             words = str(error) or type(error).__name__
             yield {"error": words, "missing": isinstance(error, FileNotFoundError)}
         else:
@@ -78,7 +76,9 @@ class Desk:
         """{job, attempt, rank?, tail?}: lines of the ranks' logs that the launchers have copied here."""
         folder = layout.JobFolder.of(self._workspace, str(request["job"])).logs(int(request["attempt"]))
         self._path(folder.relative_to(self._workspace).as_posix())
-        found = sorted(folder.glob("rank-*.log"), key=_rank)
+        found = sorted(
+            folder.glob("rank-*.log"), key=lambda file: (_rank(file), ".previous" not in file.name)
+        )
         if request.get("rank") is not None:
             found = [file for file in found if _rank(file) == request["rank"]]
         if not found:
@@ -99,11 +99,12 @@ class Desk:
         """{job}: every checkpoint on the volume, each byte compared with its manifest."""
         folder = layout.JobFolder.of(self._workspace, str(request["job"])).checkpoints
         self._path(folder.relative_to(self._workspace).as_posix())
-        for directory in sorted((one for one in folder.glob("*") if one.is_dir()), key=lambda one: one.name):
+        for directory in sorted(
+            (one for one in folder.glob("step-*") if one.is_dir()), key=lambda one: one.name
+        ):
             known = manifest.read(directory)
-            if known is not None:
-                problem = manifest.problem(directory, every_byte=True)
-                yield {"name": directory.name, "bytes": known.size, "problem": problem}
+            problem = manifest.problem(directory, every_byte=True)  # also that there is no manifest
+            yield {"name": directory.name, "bytes": known.size if known else 0, "problem": problem}
 
     def _ask(self, request: Request) -> Iterator[Answer]:
         """{model, messages, maxNewTokens}: the answer in pieces, as they are made."""

@@ -156,7 +156,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except CliError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True, emoji=False).print(
+            f"error: {error}", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(error.code)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +19,7 @@ async def run(where: Where, file: Path, wait: bool, console: Console) -> int:
     async with opened(where) as place:
         manifest = load(file, where.namespace, place.namespace)
         ref = ref_of(manifest)
-        there = replace(place, namespace=ref.namespace)
+        there = place.at(ref.namespace)
         try:
             await place.client.apply(manifest)
         except Rejected as error:

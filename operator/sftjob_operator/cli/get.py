@@ -22,7 +22,9 @@ async def get(where: Where, name: str | None, everywhere: bool, form: str, conso
             console.print(json.dumps(whole, indent=1), markup=False, highlight=False, soft_wrap=True)
             return
         words = place.words.partition(", namespace")[0] if everywhere else place.words
-        Console(stderr=True).print(words, style="dim", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True, emoji=False).print(
+            words, style="dim", markup=False, highlight=False, soft_wrap=True
+        )
         if not found:
             console.print(f"no jobs in {words}", markup=False, highlight=False, soft_wrap=True)
             return

@@ -120,7 +120,7 @@ def _ask(who: Holder, place: Place, job: Manifest) -> None:
     if who.pid == 0 or who.job != f"{place.namespace}/{name}":
         raise CliError(f"process {who.pid} is running {who.job or 'another job'}, not {name}")
     if not job["spec"].get("suspend"):
-        os.kill(who.pid, signal.SIGINT)
+        os.kill(who.pid, signal.SIGTERM)  # as Ctrl-C, and heeded in the background too
 
 
 def _job(place: Place, name: str) -> Manifest:

@@ -12,7 +12,7 @@ from sftjob_operator.api.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_ROLE, ROLE
 from sftjob_operator.cli import jobs, table, volume
 from sftjob_operator.cli.errors import UNKNOWN, CliError
 from sftjob_operator.cli.place import Place, Where, opened
-from sftjob_operator.cluster.base import Manifest, Ref, ref_of
+from sftjob_operator.cluster.base import ClusterError, Manifest, Ref, ref_of
 
 LOOK_SECONDS = 1.0
 _INDEX = "batch.kubernetes.io/job-completion-index"
@@ -42,12 +42,15 @@ async def logs(where: Where, options: Options, console: Console) -> None:
             await _Follower(place, options, attempt, say).run()
             return
         pods = of_attempt(await jobs.pods(place, options.name), attempt)
+        if attempt is None and pods and _attempt(pods[0]) < max(_ended(job), default=0):
+            pods = []  # older than the last attempt, whose own pods are gone
         began = [pod for pod in pods if has_begun(pod)]
-        if not began and not await _copies(place, job, attempt, options, console):
+        if not began and (pods or not await _copies(place, job, attempt, options, console)):
             raise CliError(_nothing(job, attempt, pods, place), UNKNOWN)
         for pod in began:
-            async for line in place.client.log(pod, options.tail, follow=False):
-                say(pod, line)
+            await _copy(place, pod, options.tail, say, follow=False)
+        if began and options.rank is not None and not say.said:  # its pod is gone, others are still there
+            await _copies(place, job, _attempt(began[0]), options, console)
 
 
 def of_attempt(pods: Sequence[Manifest], attempt: int | None) -> list[Manifest]:
@@ -94,10 +97,12 @@ class _Printer:
 
     def __init__(self, console: Console, rank: int | None) -> None:
         self._console, self._rank = console, rank
+        self.said = 0
 
     def __call__(self, pod: Manifest, line: str) -> None:
         if not of_rank(line, self._rank):
             return
+        self.said += 1
         style = self._COLOURS[index(pod) % len(self._COLOURS)] if self._console.is_terminal else None
         self._console.print(f"[{short(pod)}]", end=" ", style=style, markup=False, highlight=False)
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -127,7 +132,8 @@ class _Follower:
         job = await self._place.client.get(jobs.ref(self._place, self._options.name))
         for pod in self._wanted(await jobs.pods(self._place, self._options.name)):
             if ref_of(pod) not in self._tasks and has_begun(pod):
-                self._tasks[ref_of(pod)] = asyncio.create_task(self._copy(pod))
+                copying = _copy(self._place, pod, self._options.tail, self._say, follow=True)
+                self._tasks[ref_of(pod)] = asyncio.create_task(copying)
         running = [task for task in self._tasks.values() if not task.done()]
         for task in self._tasks.values():
             if task.done():
@@ -150,29 +156,40 @@ class _Follower:
     def _wait(self, words: str) -> None:
         if words != self._waits_for:
             self._waits_for = words
-            Console(stderr=True).print(
-                f"waiting: {words}", style="dim", markup=False, highlight=False, soft_wrap=True
-            )
+            _aside(f"waiting: {words}")
 
-    async def _copy(self, pod: Manifest) -> None:
-        async for line in self._place.client.log(pod, self._options.tail, follow=True):
-            self._say(pod, line)
+
+async def _copy(place: Place, pod: Manifest, tail: int | None, say: _Printer, *, follow: bool) -> None:
+    """One log that cannot be read (a dead node, a pod that never began) does not hide the others'."""
+    try:
+        async for line in place.client.log(pod, tail, follow=follow):
+            say(pod, line)
+    except ClusterError as error:
+        _aside(f"[{short(pod)}] its log ends here: {error}")
+
+
+def _aside(words: str) -> None:
+    Console(stderr=True, emoji=False).print(words, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def is_over(job: Manifest, attempt: int | None) -> bool:
     """No further pod will come: of the job, or of this attempt."""
     if table.is_true(job, "Complete") or table.is_true(job, "Failed"):
         return True
+    return table.is_true(job, "Prepared") if attempt == 0 else attempt in _ended(job)
+
+
+def _ended(job: Manifest) -> list[int]:
+    """Numbers of the attempts that are over."""
     records = job.get("status", {}).get("attempts", [])
-    return any(each["number"] == attempt and each["state"] in ("Succeeded", "Failed") for each in records)
+    return [each["number"] for each in records if each["state"] in ("Succeeded", "Failed")]
 
 
 async def _copies(
     place: Place, job: Manifest, attempt: int | None, options: Options, console: Console
 ) -> bool:
     """Of an attempt whose pods are gone: what its launchers have copied to the volume; whether there was one."""
-    records = job.get("status", {}).get("attempts", [])
-    ended = [each["number"] for each in records if each["state"] in ("Succeeded", "Failed")]
+    ended = _ended(job)
     number = max(ended, default=None) if attempt is None else attempt
     if number not in ended:
         return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sftjob_operator.cli.errors import UNKNOWN, CliError
@@ -62,6 +62,14 @@ class Place:
         """The next command to give."""
         words = ("kubectl sftjob" if is_plugin() else "sftjob", verb, name)
         return " ".join(word for word in words if word) + self.flags
+
+    def at(self, namespace: str) -> Place:
+        """The same place, in this namespace."""
+        if namespace == self.namespace:
+            return self
+        head = self.words.partition(", namespace")[0]
+        words, flags = f"{head}, namespace {namespace}", f"{self.flags} -n {namespace}"
+        return replace(self, namespace=namespace, words=words, flags=flags)
 
     def kubectl(self, words: str) -> str:
         """The same with kubectl."""
@@ -129,7 +137,7 @@ def _flag(name: str, value: str | None) -> str:
 def _refusal(error: ClusterError, place: Place) -> str:
     if isinstance(error, Rejected) and error.code == 403:
         return f"you may not do that in {place.words}: {error.message}; {place.command('doctor')} lists your rights"
-    if isinstance(error, NotFound):
+    if isinstance(error, NotFound) and not error.message.startswith("namespaces "):
         return (
             f"{place.words} does not know SFTJobs: {error.message}: install the operator's chart, "
             f"which brings the CRD; {place.command('doctor')} checks the cluster"

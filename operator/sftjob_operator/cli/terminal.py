@@ -39,4 +39,4 @@ class _Lenient:
 
 def console() -> Console:
     """For what a command has to say on stdout."""
-    return Console(file=cast("TextIO", _Lenient(sys.stdout)))
+    return Console(file=cast("TextIO", _Lenient(sys.stdout)), emoji=False)

@@ -73,7 +73,7 @@ async def opened(place: Place, job: Manifest, resources: Manifest | None = None)
     pod = reader(job, await _template(place, job), secrets.token_hex(3), resources)
     with contextlib.ExitStack() as stack:
         if place.state is None:
-            console = Console(stderr=True)
+            console = Console(stderr=True, emoji=False)
             stack.enter_context(
                 console.status(f"starting the pod {pod['metadata']['name']} on the volume ...")
             )

@@ -43,6 +43,14 @@ async def follow(place: Place, name: str, console: Console) -> int:
     return await _last_words(place, job, console)
 
 
+async def _events(place: Place, name: str) -> list[Manifest]:
+    """They help, and not everybody may list them."""
+    try:
+        return list(await place.client.events_about(jobs.ref(place, name)))
+    except Rejected:
+        return []
+
+
 async def _until_over(place: Place, name: str, show: Show) -> Manifest:
     failures = 0
     while True:
@@ -51,7 +59,7 @@ async def _until_over(place: Place, name: str, show: Show) -> Manifest:
             if job is None:
                 raise CliError(f"{name} was deleted", FAILED)
             pods = logs.of_attempt(await jobs.pods(place, name), None)
-            events = await place.client.events_about(jobs.ref(place, name))
+            events = await _events(place, name)
             shown = await _fresh(place, job, pods)
             failures = 0
         except ClusterError as error:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 import aiohttp
 
 from sftjob_operator.api.names import CONTAINER
-from sftjob_operator.cluster.base import ClusterError, Manifest, NotFound, Ref, ref_of
+from sftjob_operator.cluster.base import AlreadyExists, ClusterError, Manifest, NotFound, Ref, ref_of
 from sftjob_operator.cluster.client import Duplex
 from sftjob_operator.cluster.connection import Connection
 from sftjob_operator.cluster.http import ApiClient, Socket
@@ -68,8 +68,12 @@ class KubernetesClient(KubernetesCluster):
     @contextlib.asynccontextmanager
     async def attached(self, pod: Manifest) -> AsyncIterator[Duplex]:
         """The pod is deleted on every way out; its deadline ends it where we cannot."""
-        made = await self.create(pod)
+        made = pod
         try:
+            with contextlib.suppress(
+                AlreadyExists
+            ):  # ours: the name is random, and the first answer was lost
+                made = await self.create(pod)
             await self._until_running(made)
             query = [("container", CONTAINER), *((name, "true") for name in ("stdin", "stdout", "stderr"))]
             socket = await self._http.socket(address(ref_of(made)) + "/attach", query, ATTACH)
@@ -113,7 +117,8 @@ class _Attached:
         self._errors: deque[str] = deque(maxlen=_KEPT)
 
     async def send(self, line: str) -> None:
-        await self._socket.send_bytes(bytes([_STDIN]) + line.encode() + b"\n")
+        with contextlib.suppress(aiohttp.ClientError, ConnectionError):  # its end shows in `lines`
+            await self._socket.send_bytes(bytes([_STDIN]) + line.encode() + b"\n")
 
     async def lines(self) -> AsyncIterator[str]:
         rest = b""

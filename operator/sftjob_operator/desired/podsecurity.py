@@ -24,6 +24,7 @@ _SYSCTLS = {
     *("net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl"),
     *("net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"),
 }
+_APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
 _SELINUX_TYPES = {None, "", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
 _VOLUMES = {  # by Restricted
     *(
@@ -61,6 +62,18 @@ def _violations(pod: Manifest, level: Level) -> Iterator[str]:
         yield from _of_container(path, own, level)
         if level == "Restricted" and not own.get("runAsNonRoot", whole.get("runAsNonRoot")):
             yield f"{path}.runAsNonRoot is not true"
+        profile = own.get("seccompProfile") or whole.get("seccompProfile") or {}
+        if level == "Restricted" and profile.get("type") not in ("RuntimeDefault", "Localhost"):
+            yield f"{path}.seccompProfile.type is not set"
+
+
+def annotation_violation(annotations: Mapping[str, str], level: Level) -> str | None:
+    """The same of a pod's annotations, one of which the API server takes for a field; None = nothing."""
+    for name, value in annotations.items():
+        confined = value == "runtime/default" or value.startswith("localhost/")
+        if level != "Privileged" and name.startswith(_APPARMOR) and not confined:
+            return f"metadata.annotations.{name}: {value}"
+    return None
 
 
 def _of_volume(path: str, volume: Mapping[str, Any], level: Level) -> Iterator[str]:

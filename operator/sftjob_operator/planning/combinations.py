@@ -40,6 +40,12 @@ ROWS = (
         lambda spec, wanted: spec.model.attention == "FlashAttention" and wanted.accelerator == "cpu",
     ),
     Row(
+        "model.attention Eager and deepspeed.sequenceParallelSize above 1",
+        "ranks that share sequences attend by FlashAttention or SDPA, document by document",
+        "remove model.attention, or set deepspeed.sequenceParallelSize to 1",
+        lambda spec, wanted: spec.model.attention == "Eager" and wanted.sequence_ranks > 1,
+    ),
+    Row(
         "model.attention FlashAttention and training.precision fp32",
         "it computes in bf16 and fp16",
         "set model.attention to SDPA, or remove it; or training.precision to bf16",

@@ -160,7 +160,7 @@ def _precision(spec: Spec, raw: Mapping[str, Any]) -> Precision | None:
         raise _conflict(f"{RAW}.bf16.enabled", "true", f"{RAW}.fp16.enabled", "true")
     wanted, name = typed, ""
     if typed is None and spec.training.master_weights != "FP32" and not fp16 and bf16 is None:
-        return "bf16"
+        typed = wanted = "bf16"
     if fp16:
         wanted, name = "fp16", "fp16"
     elif bf16 is not None and not (bf16 is False and typed == "fp16"):

@@ -112,7 +112,8 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
     share, stage = max(shape.world_size, 1), shape.zero_stage
     weights = parameters * size
     if shape.quantised:
-        linear = model.parameters - model.embedding_parameters
+        # experts are no linear layers of their own, and stay as they are
+        linear = model.parameters - model.embedding_parameters - model.expert_parameters
         # four bits, and what they are multiplied by; one matrix at a time as it computes
         weights -= int(linear * (size - _NF4)) - model.hidden_size * model.intermediate_size * size
     if stage == 3:
@@ -141,7 +142,8 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
     bucket = min(trained, _BUCKET_ELEMENTS[shape.accelerator]) * size * 2 if stage >= 1 else 0
     if host:
         bucket += largest * size  # the largest gradient, on its way to the CPU
-        loaded = parameters * size if stage < 3 else 0  # whole on the CPU, before any state is there
+        # whole on the CPU, before any state is there; QLoRA packs on the GPU what it reads
+        loaded = parameters * size if stage < 3 and not shape.quantised else 0
         host = int((max(host, loaded) + _HOST) * (1 + _SLACK["gpu"]))
     logits = _logits(model, shape, size)
     activations = _activations(model, shape, size) + _of_adapters(model, shape, size)
@@ -192,7 +194,7 @@ def _of_adapters(model: ModelFacts, shape: Shape, size: int) -> int:
     layers = model.layers if shape.checkpointing == "None" else 1
     kept = model.layers * outputs * size if shape.checkpointing == "Selective" else 0
     dense = size * (3 * hidden * middle + middle * middle) if shape.dora else 0
-    return shape.micro_batch_size * shape.max_length * (layers * each + kept) + dense
+    return shape.tokens * (layers * each + kept) + dense
 
 
 def _gathered(model: ModelFacts) -> int:
@@ -248,8 +250,9 @@ def _pairs_of_tokens(model: ModelFacts, shape: Shape, size: int) -> tuple[int, i
     if shape.sequence_ranks > 1:
         return 0, 0
     pairs = shape.micro_batch_size * shape.max_length**2
-    no_other = model.architecture.startswith(_EAGER) and shape.attention != "FlashAttention"
-    if shape.attention == "Eager" or no_other:
+    if shape.attention == "FlashAttention":  # that, or an error
+        return 0, 0
+    if shape.attention == "Eager" or model.architecture.startswith(_EAGER):
         scores = pairs * model.heads
         return scores * (4 if size == 4 else 4 + size), scores * (size + 4)
     return 0 if model.architecture in _NO_MASK else 2 * size * pairs, 0

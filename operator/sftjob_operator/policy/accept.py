@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.v1alpha1 import EnvVar, PodTemplate, SFTJob, Spec
-from sftjob_operator.desired.podsecurity import violation
+from sftjob_operator.desired.podsecurity import annotation_violation, violation
 from sftjob_operator.desired.podspec import OUR_VOLUMES, secured
 from sftjob_operator.planning.batch import SpecError
 from sftjob_operator.planning.combinations import refuse_what_cannot_work_together
@@ -79,11 +79,13 @@ def _security(spec: Spec, level: Level) -> None:
         ("spec.workers.podTemplate", spec.workers.pod_template),
         ("spec.prepare.podTemplate", spec.prepare.pod_template),
     ):
-        found = violation(secured(template), level)
+        found = annotation_violation(template.metadata.annotations, level)
+        if found is None and (inside := violation(secured(template), level)) is not None:
+            found = f"spec.{inside}"
         if found is not None:
             raise SpecError(
                 "PodSecurity",
-                f"{path}.spec.{found}: the Pod Security Standard {level}, which this operator holds jobs to, does not "
+                f"{path}.{found}: the Pod Security Standard {level}, which this operator holds jobs to, does not "
                 "allow that: leave it out, or ask the platform's owner for another operator.podSecurity",
             )
 

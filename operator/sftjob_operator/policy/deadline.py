@@ -16,6 +16,8 @@ from sftjob_operator.reports import parse_time, rfc3339
 from sftjob_operator.world import World
 
 EXCEEDED = "DeadlineExceeded"
+_REPORT_SECONDS = 600.0
+"""A training that is exported and checked is not thrown away while its pod still writes samples and report."""
 
 
 def exceeded(world: World, seen: Observed) -> Decision | None:
@@ -28,6 +30,13 @@ def exceeded(world: World, seen: Observed) -> Decision | None:
         return None
     if seen.attempt_open and child is not None and (child.finished or child.failing is not None):
         return None  # first what it came to
+    heard = world.progress
+    if (
+        heard is not None
+        and (heard.attempt, heard.state) == (seen.number, "Done")
+        and left > -_REPORT_SECONDS
+    ):
+        return None
     job = world.job
     message = (
         f"spec.activeDeadlineSeconds ({job.spec.active_deadline_seconds}) have passed since "

@@ -43,13 +43,13 @@ def base_id(config: TrainConfig) -> str | None:
 
 
 def _front_matter(material: Material, config: TrainConfig) -> str:
-    adapter = config.training.method == "LoRA" and config.export.format == "Adapter"
+    adapter = config.training.adapts and config.export.format == "Adapter"
     data = ModelCardData(
         base_model=base_id(config),
         license=_license(material, config),
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["sft", "sftjob", "deepspeed", *(["lora"] if config.training.method == "LoRA" else [])],
+        tags=["sft", "sftjob", "deepspeed", *(["lora"] if config.training.adapts else [])],
     )
     return str(data.to_yaml())
 

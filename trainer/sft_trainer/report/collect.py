@@ -71,6 +71,9 @@ def collect(root: Path) -> Material:
     begun = [event for event in story if event.kind == "begun"]
     config = _parsed(TrainConfig, begun[-1].facts.get("config")) if begun else None
     points = list(curves.read(folder.curves))
+    told = [
+        event.time for event in story if event.kind not in ("sampling", "sampled")
+    ]  # may be made much later
     return Material(
         name=root.name,
         folder=folder,
@@ -81,7 +84,7 @@ def collect(root: Path) -> Material:
         steps=[point for point in points if "lr" in point],
         evaluations=[point for point in points if "eval_loss" in point],
         lengths=_lengths(volume, config),
-        heard=max(filter(None, (story[-1].time if story else None, _modified(folder.curves))), default=None),
+        heard=max(filter(None, (told[-1] if told else None, _modified(folder.curves))), default=None),
     )
 
 

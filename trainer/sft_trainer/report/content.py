@@ -42,7 +42,7 @@ def summary(material: Material) -> str:
     done = material.steps[-1]["step"] if material.steps else 0
     total = next((e.facts.get("total_steps") for e in reversed(material.of_kind("begun"))), None)
     rows = words.count(prepared.result.data.rows if prepared else len(material.lengths) or None)
-    adapters = config is not None and config.training.method == "LoRA"
+    adapters = config is not None and config.training.adapts
     what = f"Adapters for {base} were trained" if adapters else f"{base} was trained"
     said = [f"{what} on {rows} conversations, {done:,} of {words.count(total)} steps"]
     took = story.times(material).total

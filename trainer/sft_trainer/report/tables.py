@@ -67,7 +67,10 @@ def _data(material: Material, config: TrainConfig) -> Iterator[Fact]:
         yield Fact(
             "truncated rows", words.count(data.truncated_rows), f"longest row {data.longest_row:,} tokens"
         )
-        left = f"{data.dropped_rows:,} dropped, {data.skipped_rows:,} skipped, {data.duplicate_rows:,} duplicates"
+        left = (
+            f"{data.short_rows:,} too short, {data.dropped_rows:,} too long, {data.skipped_rows:,} skipped, "
+            f"{data.duplicate_rows:,} duplicates"
+        )
         yield Fact("left out", left)
         yield Fact(
             "sequences",

@@ -16,7 +16,7 @@ _ACCEPTED = {
     "InternalError": Advice(
         "The operator itself fails on this object; what runs goes on, and it tries again every minute.",
         "Report it with the traceback in the operator's log.",
-        ("kubectl logs -l app.kubernetes.io/name=sftjob --all-namespaces --tail=200",),
+        ("doctor",),
     ),
     "DeepSpeedConfigConflict": Advice(
         "A key of spec.deepspeed.config and a field of the spec say different things.",
@@ -128,7 +128,7 @@ _BLOCKED = {
     "NotAccepted": Advice("The spec cannot be worked on.", AGAIN, (EDIT,)),
     "VolumeMissing": Advice(
         "The volume of spec.workspace is not there, so no pod is made.",
-        "Create the PersistentVolumeClaim {claim} in this namespace, ReadWriteMany; the job goes on by itself.",
+        "Create that PersistentVolumeClaim in this namespace, ReadWriteMany; the job goes on by itself.",
         ("kubectl get pvc {claim}",),
     ),
     "VolumeNotShared": Advice(
