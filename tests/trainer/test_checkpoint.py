@@ -426,6 +426,19 @@ def test_starting_fresh_moves_the_old_work_aside_and_deletes_nothing(tmp_path: P
     assert owner.judge(folder, MINE, "Resume") is Action.CONTINUE
 
 
+def test_the_story_of_a_job_that_left_no_work_is_not_that_of_the_next(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path / "bot")
+    first, second = Owner(uid="u-of-first", identity="i"), Owner(uid="u-of-second", identity="i")
+    owner.take(folder, first, Action.CONTINUE, "t")
+    folder.report.mkdir()
+    (folder.report / "metrics.jsonl").write_text("curves")
+    owner.take(folder, first, owner.judge(folder, first, "Resume"), "20260101T000000Z")
+    assert folder.report.exists(), "its own next attempt goes on with it"
+    owner.take(folder, second, owner.judge(folder, second, "Resume"), "20260101T000000Z")
+    assert not folder.report.exists()
+    assert (folder.root / "report.20260101T000000Z-u-of-fir" / "metrics.jsonl").read_text() == "curves"
+
+
 def test_an_export_alone_is_work_that_another_job_may_not_replace(tmp_path: Path) -> None:
     folder = JobFolder(tmp_path)
     owner.take(folder, Owner(uid="u1", identity="i1"), Action.CONTINUE, "t")

@@ -80,19 +80,27 @@ def judge(folder: JobFolder, mine: Owner, on_existing: Literal["Resume", "Fail",
     Raises:
         UserError: see `decide`.
     """
-    present = folder.export.exists() or any(folder.checkpoints.glob("step-*"))
-    return decide(read(folder.owner), mine, has_work=present, on_existing=on_existing)
+    return decide(read(folder.owner), mine, has_work=_has_work(folder), on_existing=on_existing)
+
+
+def _has_work(folder: JobFolder) -> bool:
+    return folder.export.exists() or any(folder.checkpoints.glob("step-*"))
 
 
 def take(folder: JobFolder, mine: Owner, action: Action, now: str) -> None:
     """Make the folder ours; `now` (sortable, no colons) names what is moved aside."""
     standing = read(folder.owner)
     folder.root.mkdir(parents=True, exist_ok=True)
+    leaves: tuple[Path, ...] = ()
     if action is Action.MOVE_ASIDE:
-        suffix = f"{now}-{standing.uid[:8] if standing else 'unknown'}"
-        for path in (folder.export, folder.report, folder.checkpoints):  # checkpoints last: they decide
-            if path.exists():
-                path.rename(path.with_name(f"{path.name}.{suffix}"))
+        leaves = (folder.export, folder.report, folder.checkpoints)  # checkpoints last: they decide
+    elif standing is not None and standing.uid != mine.uid and not _has_work(folder):
+        leaves = (folder.report,)  # nothing of that job is gone on from: its story is not ours
+    suffix = f"{now}-{standing.uid[:8] if standing else 'unknown'}"
+    for path in leaves:
+        if path.exists():
+            path.rename(path.with_name(f"{path.name}.{suffix}"))
+    if leaves:
         sync_directory(folder.root)
     if standing != mine:
         write_atomically(folder.owner, mine.to_json(indent=2))
