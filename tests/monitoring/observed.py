@@ -117,6 +117,10 @@ async def _train(folder: Path, prometheus: Prometheus, targets: Path, port: int)
     await cluster.apply(manifest())
     pages = application(workers.stuck, lambda: None, metrics.exposition)
     async with serving(pages, "127.0.0.1", port):
+        # Scraped while there is no attempt yet: the first one is a change then, however short preparation is.
+        await _until(
+            lambda: bool(prometheus.query(f'sftjob_operator_job_attempt{{sftjob="{KEY.name}"}}')), cluster
+        )
         tasks = [asyncio.create_task(work) for work in (cluster.run(), workers.run())]
         try:
             await _until(lambda: _told(cluster, targets) and _has_all(prometheus), cluster)
