@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import subprocess
 from collections.abc import Iterator
@@ -128,8 +129,9 @@ def test_a_job_from_run_to_an_answer_of_its_model(person: Person, tmp_path: Path
     lines, _ = logs.communicate(timeout=60)
     assert logs.returncode == 0, lines
     assert "[prepare] " in lines
-    assert "[told-1-0] [rank 0] " in lines
-    assert "[told-1-1] [launcher] " in lines
+    # Whether a suspension ends the attempt depends on how far its pods have come.
+    assert re.search(r"^\[told-\d-1\] \[launcher\] ", lines, re.MULTILINE)
+    assert re.search(r"^\[told-\d-0\] \[rank 0\] ", lines, re.MULTILINE)
     listed = json.loads(person.says("checkpoints", "told", "-o", "json"))
     assert listed[0]["verified"]
     assert "resumes here" in person.says("checkpoints", "told", "--verify")
