@@ -13,7 +13,8 @@ from sftjob_operator.batchjob import BatchJob, Children, children
 from sftjob_operator.desired.prepare import prepare_input, prepare_name
 from sftjob_operator.prepared import Prepared, stored
 
-_OVER = ("Succeeded", "Failed")
+OVER = ("Succeeded", "Failed")
+"""States of an attempt of which nothing more comes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Observed:
     def attempt_open(self) -> bool:
         """The newest attempt has been made and is not settled yet."""
         made = self.number > 0 and not self.announced
-        return made and (self.record is None or self.record.state not in _OVER)
+        return made and (self.record is None or self.record.state not in OVER)
 
     @property
     def focus(self) -> BatchJob | None:

@@ -39,7 +39,7 @@ def evaluate_base(parts: Parts, limit_seconds: float = LIMIT_SECONDS) -> None:
     if result is not None:
         parts.reporter.evaluated(0, result.loss, perplexity(result.loss), result.seconds)
     else:
-        parts.reporter.gave_up_evaluating()
+        parts.reporter.evaluation_ended()
     parts.reporter.phase("Training")
     if result is None and parts.world.is_first and not parts.stop.requested:
         logger.info(

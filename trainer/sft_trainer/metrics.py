@@ -159,8 +159,7 @@ class Metrics:
             gauge.labels(*self._labels).set(value)
 
     def _memory(self) -> None:
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        series.PEAK_MEMORY.labels(*self._labels, "host").set(host)
+        series.PEAK_MEMORY.labels(*self._labels, "host").set(_highest_resident_bytes())
         resident = _resident_bytes()
         if not math.isnan(resident):
             series.MEMORY.labels(*self._labels, "host").set(resident)
@@ -182,6 +181,10 @@ def peak_memory_bytes() -> int:
     torch = sys.modules.get("torch")  # never imported here: the launcher's tools read this module too
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.max_memory_reserved())
+    return _highest_resident_bytes()
+
+
+def _highest_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -209,8 +209,7 @@ class Reporter:
 
     def evaluated(self, step: int, loss: float, perplexity: float, seconds: float) -> None:
         """An evaluation ended."""
-        if self._start is not None:
-            self._start.lap("evaluation")
+        self.evaluation_ended()
         self._metrics.evaluation(loss=loss, seconds=seconds, perplexity=perplexity)
         if self._speaks:
             logger.info("step %d eval loss %.4f perplexity %.3f (%.1f s)", step, loss, perplexity, seconds)
@@ -218,8 +217,8 @@ class Reporter:
             self._publish(eval_loss=loss, perplexity=perplexity)
             self._audience.tell(lambda one: one.evaluated(step, loss, perplexity))
 
-    def gave_up_evaluating(self) -> None:
-        """An evaluation was broken off; its time is no part of the first step's."""
+    def evaluation_ended(self) -> None:
+        """With or without a result: its time is no part of the first step's."""
         if self._start is not None:
             self._start.lap("evaluation")
 

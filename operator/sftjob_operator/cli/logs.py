@@ -13,6 +13,7 @@ from sftjob_operator.cli import jobs, table, volume
 from sftjob_operator.cli.errors import UNKNOWN, CliError
 from sftjob_operator.cli.place import Place, Where, opened
 from sftjob_operator.cluster.base import ClusterError, Manifest, Ref, ref_of
+from sftjob_operator.observe import OVER
 
 LOOK_SECONDS = 1.0
 _INDEX = "batch.kubernetes.io/job-completion-index"
@@ -182,7 +183,7 @@ def is_over(job: Manifest, attempt: int | None) -> bool:
 def _ended(job: Manifest) -> list[int]:
     """Numbers of the attempts that are over."""
     records = job.get("status", {}).get("attempts", [])
-    return [each["number"] for each in records if each["state"] in ("Succeeded", "Failed")]
+    return [each["number"] for each in records if each["state"] in OVER]
 
 
 async def _copies(
