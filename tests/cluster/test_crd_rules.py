@@ -149,7 +149,9 @@ def test_the_columns_say_how_it_goes(kube: Any, job: corpus.Manifest):
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     }
     progress = {"display": "120/480", "loss": "1.8342", "tokensPerSecond": 41250, "eta": "1h52m"}
+    progress["mfuPercent"] = 41
     plan = {
+        "display": "ZeRO-3+offload",
         "zeroStage": 3,
         "microBatchSize": 2,
         "gradientAccumulationSteps": 4,
@@ -161,16 +163,18 @@ def test_the_columns_say_how_it_goes(kube: Any, job: corpus.Manifest):
         "nodes": 2,
         "progress": progress,
         "plan": plan,
+        "goodput": {"percent": 93, "accountedTime": "2026-01-01T00:00:00Z"},
         "lastVerifiedStep": 110,
         "restarts": 1,
     }
     write_status(kube, "good", status | {"conditions": [running]})
     header, row = kube.kubectl("get", "sft", "good", "-n", NAMESPACE, "-o", "wide").stdout.splitlines()
     assert header.split() == [
-        "NAME", "PHASE", "STEP", "LOSS", "TOK/S", "ETA", "CKPT", "RESTARTS", "AGE", "REASON", "ZERO", "NODES",
+        "NAME", "PHASE", "STEP", "LOSS", "TOK/S", "ETA", "CKPT", "RESTARTS", "AGE", "REASON", "PLAN", "NODES",
+        "GOODPUT%", "MFU%",
     ]  # fmt: skip
     assert row.split()[:8] == ["good", "Running", "120/480", "1.8342", "41250", "1h52m", "110", "1"]
-    assert row.split()[9:] == ["TrainingSteps", "3", "2"]
+    assert row.split()[9:] == ["TrainingSteps", "ZeRO-3+offload", "2", "93", "41"]
 
 
 def test_explain_shows_the_descriptions(kube: Any):

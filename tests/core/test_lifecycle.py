@@ -147,6 +147,17 @@ def test_progress_of_another_attempt_is_not_believed():
     assert "progress" not in scene.status
 
 
+@pytest.mark.parametrize(
+    ("told", "shown"), [(0.412, 41), (0.0, 0), (None, None), (float("nan"), None), (-0.1, None), (7.0, None)]
+)
+def test_mfu_is_a_percentage_where_it_can_be_one(told: float | None, shown: int | None):
+    scene = Scene()
+    scene.start()
+    scene.progress = progress(step=3, mfu=told)
+    scene.step(10)
+    assert scene.status["progress"].get("mfuPercent") == shown
+
+
 def test_a_new_attempt_that_still_loads_keeps_the_progress_of_the_old_one():
     scene = Scene()
     scene.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -515,6 +516,19 @@ def test_the_sentence_about_a_plan_that_fits():
     words = fits_message(spec(**parts), found.status())
     assert words.startswith(f"ZeRO-{found.zero_stage}, micro-batch ")
     assert words.endswith(" of 80.0 GiB per GPU")
+
+
+@pytest.mark.parametrize(
+    ("deepspeed", "word"),
+    [
+        ({"zeroStage": 2}, "ZeRO-2"),
+        ({"zeroStage": 2, "offloadOptimizer": "CPU"}, "ZeRO-2+offload"),
+        ({"zeroStage": 3, "sequenceParallelSize": 4}, "ZeRO-3+SP4"),
+    ],
+)
+def test_a_plan_has_one_word_for_its_column(deepspeed: dict[str, Any], word: str):
+    found = choose(GQA_8B, Hardware(gpu_memory_bytes=800 * GIB), **LONG, deepspeed=deepspeed)
+    assert found.status().display == found.display == word
 
 
 def test_the_digest_speaks_of_the_choices_and_not_of_the_estimate():

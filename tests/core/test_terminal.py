@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,30 @@ def test_the_manual_shows_tables_as_they_are():
         },
     ]
     assert f"```\n{table.columns(table.COLUMNS, [table.row(job, NOW) for job in jobs])}\n```" in text
+
+
+def test_the_wide_table_says_the_plan_and_what_the_time_was_worth():
+    job = {
+        "metadata": {"name": "bot", "creationTimestamp": "2029-12-31T23:59:56Z"},
+        "status": {
+            "conditions": [{"type": "Running", "status": "True", "reason": "TrainingSteps"}],
+            "plan": {"display": "ZeRO-2+SP4"},
+            "nodes": 2,
+            "goodput": {"percent": 0},
+            "progress": {"mfuPercent": 41},
+        },
+    }
+    assert table.wide(job) == ("TrainingSteps", "ZeRO-2+SP4", "2", "0", "41")
+    assert table.wide({"metadata": {}, "status": {}}) == ("-",) * len(table.WIDE)
+
+
+def test_a_line_of_the_launcher_itself_has_no_rank():
+    assert json.loads(logs.as_json("bot-1-0", "[rank 3] a [rank 4] b")) == {
+        "pod": "bot-1-0",
+        "rank": 3,
+        "line": "a [rank 4] b",
+    }
+    assert json.loads(logs.as_json("bot-1-0", "waiting"))["rank"] is None
 
 
 # ------------------------------------------------------------------------- the pod on the volume

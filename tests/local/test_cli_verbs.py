@@ -37,6 +37,18 @@ def start(*words: str) -> subprocess.Popen[str]:
     )
 
 
+def completed(command: str, incomplete: str, *options: str) -> list[str]:
+    """What the shell offers for the name of the job."""
+    words = ["sftjob", command, *options, incomplete]
+    asked = {
+        "_SFTJOB_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    done = CliRunner().invoke(app.app, [], prog_name="sftjob", env=asked)
+    return done.output.split()
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
@@ -134,7 +146,8 @@ def test_a_job_is_watched_suspended_and_resumed_from_another_terminal(bench: Ben
     resumed = start("resume", "bot", *state)
     code, said = finish(resumed)
     assert (code, "bot is complete: 40 steps" in said) == (0, True), said
-    assert invoke("watch", "bot", *state).exit_code == 0
+    watched = invoke("watch", "bot", "-o", "json", *state)
+    assert (watched.exit_code, json.loads(watched.output)["status"]["phase"]) == (0, "Succeeded")
     assert "nothing left to stop" in str(invoke("suspend", "bot", *state).exception)
     assert json.loads(invoke("checkpoints", "bot", "-o", "json", *state).output) == []
 
@@ -152,6 +165,10 @@ def test_logs_are_those_of_an_attempt_or_of_the_one_before(bench: Bench):
         == "[bot-1-1] the last words of rank 1\n"
     )
     assert invoke("logs", "bot", "--attempt", "1", "--rank", "0", *state).output == ""
+    for_programs = invoke("logs", "bot", "--attempt", "1", "-o", "json", *state).output
+    assert json.loads(for_programs) == {"pod": "bot-1-1", "rank": None, "line": "the last words of rank 1"}
+    assert completed("watch", "b", *state) == ["bot"]
+    assert completed("watch", "x", *state) == completed("watch", "b", "--state", "/nowhere") == []
     assert (
         "[prepare] preparing without a token" in invoke("logs", "bot", "--attempt", "0", "-f", *state).output
     )

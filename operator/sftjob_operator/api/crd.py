@@ -69,6 +69,8 @@ def _columns() -> list[dict[str, Any]]:
         column("Restarts", ".status.restarts", "integer"),
         column("Age", ".metadata.creationTimestamp", "date"),
         column("Reason", '.status.conditions[?(@.type=="Running")].reason', priority=1),
-        column("ZeRO", ".status.plan.zeroStage", "integer", priority=1),
+        column("Plan", ".status.plan.display", priority=1),
         column("Nodes", ".status.nodes", "integer", priority=1),
+        column("Goodput%", ".status.goodput.percent", "integer", priority=1),
+        column("MFU%", ".status.progress.mfuPercent", "integer", priority=1),
     ]

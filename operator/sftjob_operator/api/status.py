@@ -37,6 +37,10 @@ class ProgressStatus(ApiModel):
     eval_loss: str | None = Field(None, description="The last evaluation loss.")
     perplexity: str | None = Field(None, description="exp(evalLoss).")
     tokens_per_second: int | None = Field(None, description="Real tokens over all ranks.")
+    mfu_percent: int | None = Field(
+        None,
+        description="Model FLOP/s of rank 0 in the last step as a share of its device's peak, where that is known.",
+    )
     last_updated_time: str | None = Field(None, description="When the trainer said so.")
 
 
@@ -53,6 +57,7 @@ class PlanMemory(ApiModel):
 class PlanStatus(ApiModel):
     """The chosen parallel strategy."""
 
+    display: str = Field("", description="The strategy in one word, for the column, e.g. ZeRO-3+offload.")
     zero_stage: int = Field(description="ZeRO stage.")
     offload_optimizer: str = Field("None", description="None or CPU.")
     offload_parameters: str = Field("None", description="None or CPU.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +33,8 @@ class Options:
     rank: int | None = None
     follow: bool = False
     tail: int | None = None
+    as_json: bool = False
+    """A JSON object a line: pod, rank (null for the launcher), line."""
 
 
 async def logs(where: Where, options: Options, console: Console) -> None:
@@ -38,7 +42,7 @@ async def logs(where: Where, options: Options, console: Console) -> None:
     async with opened(where) as place:
         job = await jobs.find(place, options.name)
         attempt = _wanted(job, options)
-        say = _Printer(console, options.rank)
+        say = _Printer(console, options)
         if options.follow:
             await _Follower(place, options, attempt, say).run()
             return
@@ -46,12 +50,12 @@ async def logs(where: Where, options: Options, console: Console) -> None:
         if attempt is None and pods and _attempt(pods[0]) < max(_ended(job), default=0):
             pods = []  # older than the last attempt, whose own pods are gone
         began = [pod for pod in pods if has_begun(pod)]
-        if not began and (pods or not await _copies(place, job, attempt, options, console)):
+        if not began and (pods or not await _copies(place, job, attempt, options, say)):
             raise CliError(_nothing(job, attempt, pods, place), UNKNOWN)
         for pod in began:
             await _copy(place, pod, options.tail, say, follow=False)
         if began and options.rank is not None and not say.said:  # its pod is gone, others are still there
-            await _copies(place, job, _attempt(began[0]), options, console)
+            await _copies(place, job, _attempt(began[0]), options, say)
 
 
 def of_attempt(pods: Sequence[Manifest], attempt: int | None) -> list[Manifest]:
@@ -91,21 +95,35 @@ def of_rank(line: str, rank: int | None) -> bool:
     return rank is None or line.startswith(f"[rank {rank}] ")
 
 
+_FROM_RANK = re.compile(r"\[rank (\d+)\] (.*)", re.DOTALL)
+
+
+def as_json(name: str, line: str) -> str:
+    """The line as an object; what the launcher itself says has no rank."""
+    found = _FROM_RANK.fullmatch(line)
+    rank, words = (int(found[1]), found[2]) if found else (None, line)
+    return json.dumps({"pod": name, "rank": rank, "line": words}, ensure_ascii=False)
+
+
 class _Printer:
     """Prefix and line; colours tell pods apart on a terminal."""
 
     _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
 
-    def __init__(self, console: Console, rank: int | None) -> None:
-        self._console, self._rank = console, rank
+    def __init__(self, console: Console, options: Options) -> None:
+        self._console, self._options = console, options
         self.said = 0
 
-    def __call__(self, pod: Manifest, line: str) -> None:
-        if not of_rank(line, self._rank):
+    def __call__(self, name: str, line: str, number: int = 0) -> None:
+        """A line of the pod of this name; `number` is its place in the gang."""
+        if not of_rank(line, self._options.rank):
             return
         self.said += 1
-        style = self._COLOURS[index(pod) % len(self._COLOURS)] if self._console.is_terminal else None
-        self._console.print(f"[{short(pod)}]", end=" ", style=style, markup=False, highlight=False)
+        if self._options.as_json:
+            self._console.print(as_json(name, line), markup=False, highlight=False, soft_wrap=True)
+            return
+        style = self._COLOURS[number % len(self._COLOURS)] if self._console.is_terminal else None
+        self._console.print(f"[{name}]", end=" ", style=style, markup=False, highlight=False)
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -164,7 +182,7 @@ async def _copy(place: Place, pod: Manifest, tail: int | None, say: _Printer, *,
     """One log that cannot be read (a dead node, a pod that never began) does not hide the others'."""
     try:
         async for line in place.client.log(pod, tail, follow=follow):
-            say(pod, line)
+            say(short(pod), line, index(pod))
     except ClusterError as error:
         _aside(f"[{short(pod)}] its log ends here: {error}")
 
@@ -186,9 +204,7 @@ def _ended(job: Manifest) -> list[int]:
     return [each["number"] for each in records if each["state"] in OVER]
 
 
-async def _copies(
-    place: Place, job: Manifest, attempt: int | None, options: Options, console: Console
-) -> bool:
+async def _copies(place: Place, job: Manifest, attempt: int | None, options: Options, say: _Printer) -> bool:
     """Of an attempt whose pods are gone: what its launchers have copied to the volume; whether there was one."""
     ended = _ended(job)
     number = max(ended, default=None) if attempt is None else attempt
@@ -197,8 +213,7 @@ async def _copies(
     async with volume.opened(place, job) as there:
         request = {"job": options.name, "attempt": number, "rank": options.rank, "tail": options.tail}
         async for answer in there.ask(do="logs", **request):
-            line = f"[{options.name}-{number}] [rank {answer['rank']}] {answer['line']}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(f"{options.name}-{number}", f"[rank {answer['rank']}] {answer['line']}")
     return True
 
 

@@ -10,11 +10,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from sftjob_operator.cli import completion
 from sftjob_operator.cli.place import STATE, Where
 
 PANEL = "Where"
 
-Name = Annotated[str, typer.Argument(help="Name of the job.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(help="Name of the job.", show_default=False, autocompletion=completion.job_names)
+]
 Output = Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="Form.")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Say it, and do not wait for it.")]
 

@@ -14,7 +14,7 @@ from sftjob_operator.cluster.base import Manifest
 from sftjob_operator.cluster.local.objects import parse_timestamp
 
 COLUMNS = ("NAME", "PHASE", "STEP", "LOSS", "TOK/S", "ETA", "CKPT", "RESTARTS", "ELAPSED")
-WIDE = ("REASON", "ZERO", "NODES")
+WIDE = ("REASON", "PLAN", "NODES", "GOODPUT%", "MFU%")
 _STYLES = {
     "Succeeded": "green",
     "Failed": "red",
@@ -58,8 +58,13 @@ def row(job: Manifest, now: datetime) -> tuple[str, ...]:
 def wide(job: Manifest) -> tuple[str, ...]:
     """The further cells of `-o wide`."""
     status = job.get("status", {})
-    stage, nodes = status.get("plan", {}).get("zeroStage"), status.get("nodes")
-    cells = (condition(job, "Running").get("reason"), stage, nodes)
+    cells = (
+        condition(job, "Running").get("reason"),
+        status.get("plan", {}).get("display"),
+        status.get("nodes"),
+        status.get("goodput", {}).get("percent"),
+        status.get("progress", {}).get("mfuPercent"),
+    )
     return tuple("-" if cell in (None, "") else str(cell) for cell in cells)
 
 

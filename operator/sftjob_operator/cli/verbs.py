@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sftjob_operator.cli import aio
+from sftjob_operator.cli import aio, completion
 from sftjob_operator.cli.options import Name, NoWait, Output, located
 from sftjob_operator.cli.place import Where, local, opened
 from sftjob_operator.cli.terminal import console
@@ -19,7 +19,10 @@ from sftjob_operator.cli.terminal import console
 def get(
     where: Where,
     name: Annotated[
-        str | None, typer.Argument(help="Name of the job; default: all.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Name of the job; default: all.", show_default=False, autocompletion=completion.job_names
+        ),
     ] = None,
     everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Of every namespace.")] = False,
     output: Annotated[Literal["text", "wide", "json"], typer.Option("--output", "-o", help="Form.")] = "text",
@@ -31,11 +34,11 @@ def get(
 
 
 @located
-def watch(where: Where, name: Name) -> None:
+def watch(where: Where, name: Name, output: Output = "text") -> None:
     """Look on while a job runs; ends with it, and with its exit code (Ctrl-C ends the looking on alone)."""
     from sftjob_operator.cli import watch as command
 
-    raise typer.Exit(aio.run(command.watch(where, name, console())))
+    raise typer.Exit(aio.run(command.watch(where, name, output == "json", console())))
 
 
 @located
@@ -58,11 +61,12 @@ def logs(
     tail: Annotated[
         int | None, typer.Option(help="Last lines of each pod; default: all.", min=1, show_default=False)
     ] = None,
+    output: Output = "text",
 ) -> None:
     """Print what the pods of a job say, each line with its pod; of pods that are gone, the copies on the volume."""
     from sftjob_operator.cli import logs as command
 
-    options = command.Options(name, attempt, previous, rank, follow, tail)
+    options = command.Options(name, attempt, previous, rank, follow, tail, output == "json")
     aio.run(command.logs(where, options, console()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import ValidationError
@@ -29,17 +30,20 @@ Show = Callable[[Manifest, Sequence[Manifest], Sequence[Manifest]], None]
 """Told of job, its Events and its pods."""
 
 
-async def watch(where: Where, name: str, console: Console) -> int:
+async def watch(where: Where, name: str, as_json: bool, console: Console) -> int:
     """Until the job is complete (0) or can go on no more (1, or 2 for a spec that is wrong)."""
     async with opened(where) as place:
-        return await follow(place, name, console)
+        return await follow(place, name, console, as_json=as_json)
 
 
-async def follow(place: Place, name: str, console: Console) -> int:
-    """The same in a place that is open."""
+async def follow(place: Place, name: str, console: Console, *, as_json: bool = False) -> int:
+    """The same in a place that is open; as JSON the job itself, a line each time that its status is another."""
     await jobs.find(place, name)
-    with _display(console) as show:
+    with _objects(console) if as_json else _display(console) as show:
         job = await _until_over(place, name, show)
+    if as_json:
+        code = outcome(job)
+        return FAILED if code is None else code
     return await _last_words(place, job, console)
 
 
@@ -106,6 +110,19 @@ async def _fresh(place: Place, job: Manifest, pods: Sequence[Manifest]) -> Manif
     told: ProgressStatus = progress_of(heard)
     fresh = told.model_dump(mode="json", by_alias=True, exclude_none=True)
     return {**job, "status": {**job.get("status", {}), "progress": fresh}}
+
+
+@contextlib.contextmanager
+def _objects(console: Console) -> Iterator[Show]:
+    said: Manifest = {}
+
+    def print_object(job: Manifest, events: Sequence[Manifest], pods: Sequence[Manifest]) -> None:
+        nonlocal said
+        if job.get("status") != said:
+            said = job.get("status", {})
+            console.print(json.dumps(job, ensure_ascii=False), markup=False, highlight=False, soft_wrap=True)
+
+    yield print_object
 
 
 @contextlib.contextmanager

@@ -64,11 +64,19 @@ class Plan:
         """Whether a quarter more than the estimate is known to be there."""
         return self.available_bytes is not None and self.available_bytes >= _ROOM * self.memory_bytes
 
+    @property
+    def display(self) -> str:
+        """In one word: the ZeRO stage, what is offloaded, what is shared."""
+        offloads = {self.offload_optimizer, self.offload_parameters} != {"None"}
+        shares = f"+SP{self.sequence_ranks}" if self.sequence_ranks > 1 else ""
+        return f"ZeRO-{self.zero_stage}{'+offload' if offloads else ''}{shares}"
+
     def status(self) -> PlanStatus:
         """As it stands in status.plan."""
         available = None if self.available_bytes is None else mebibytes(self.available_bytes)
         host = None if self.host_bytes is None else mebibytes(self.host_bytes)
         return PlanStatus(
+            display=self.display,
             zero_stage=self.zero_stage,
             offload_optimizer=self.offload_optimizer,
             offload_parameters=self.offload_parameters,

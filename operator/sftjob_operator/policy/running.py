@@ -93,7 +93,13 @@ def progress_of(heard: Progress) -> ProgressStatus:
         eval_loss=decimal(heard.eval_loss),
         perplexity=decimal(heard.perplexity),
         tokens_per_second=int(speed) if known and speed is not None else None,
+        mfu_percent=_percent(heard.mfu),
     )
+
+
+def _percent(share: float | None) -> int | None:
+    """A share that a pod told; None for what can be none."""
+    return round(100 * share) if share is not None and 0 <= share <= 1 else None  # false for NaN
 
 
 def duration(seconds: int) -> str:
