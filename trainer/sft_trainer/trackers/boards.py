@@ -98,6 +98,7 @@ class MLflow(Tracker):
         found = self._client.search_runs([experiment], filter_string=f"tags.`{_TAG}` = '{run.uid}'")
         if found:
             self._id = found[0].info.run_id
+            self._client.update_run(self._id, status="RUNNING")
             return
         made = self._client.create_run(experiment, run_name=run.name, tags={_TAG: run.uid})
         self._id = made.info.run_id
