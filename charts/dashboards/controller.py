@@ -21,7 +21,7 @@ def controller() -> Dashboard:
     row(
         built,
         "Now",
-        figure("Leaders", "none", Query("sum(sftjob_operator_leader)"), text="Must be 1."),
+        figure("Leaders", "none", Query("sum(sftjob_operator_leader) or vector(0)"), text="Must be 1."),
         figure("SFTJobs", "none", Query("sum(sftjob_operator_jobs)")),
         figure("Passes per second", "none", Query(f"sum(rate(sftjob_operator_reconcile_total{RATE}))")),
         figure("Failed passes per second", "none", Query(failing)),
@@ -79,7 +79,7 @@ def controller() -> Dashboard:
             "Memory",
             "bytes",
             Query(
-                "process_resident_memory_bytes * on (instance) group_left () (sftjob_operator_leader >= 0)",
+                "process_resident_memory_bytes and on (instance) sftjob_operator_leader",
                 "{{instance}}",
             ),
         ),

@@ -43,7 +43,7 @@ def fleet() -> Dashboard:
         figure(
             "Goodput",
             "percentunit",
-            Query(f"{productive} / sum({rate_by_kind(', ' + PODS)})"),
+            Query(f"{productive} / (sum({rate_by_kind(', ' + PODS)}) > 0)"),
             text="Productive time as a share of the time with pods. docs/metrics.md says what counts.",
         ),
         figure(
@@ -83,7 +83,10 @@ def fleet() -> Dashboard:
         graph(
             "Tokens per second",
             "none",
-            Query(f"sftjob_operator_job_tokens_per_second{{{JOB}}}", "{{namespace}}/{{sftjob}}"),
+            Query(
+                f"sftjob_operator_job_tokens_per_second{{{JOB}}} * on (namespace, sftjob) {running}",
+                "{{namespace}}/{{sftjob}}",
+            ),
         ),
         graph(
             "MFU",

@@ -74,7 +74,10 @@ def _standing(built: Dashboard) -> None:
         graph(
             "Phase",
             "none",
-            Query(last("sftjob_operator_job_info"), "{{sftjob}} {{phase}}"),
+            Query(
+                f"max by (namespace, sftjob, phase) ({last('sftjob_operator_job_info')})",
+                "{{sftjob}} {{phase}}",
+            ),
             width=12,
             stacked=True,
         ),
@@ -102,7 +105,9 @@ def _learning(built: Dashboard) -> None:
                 f"max by ({RANKS}) ({last('sft_trainer_eval_loss')})",
                 "{{sftjob}} evaluation, attempt {{attempt}}",
             ),
-            text="Mean per supervised token of the global batch.",
+            Query(of_job("sftjob_operator_job_loss"), "{{sftjob}} training, as the operator knows it"),
+            text="Mean per supervised token of the global batch. "
+            "Of a training that was shorter than a scrape the operator knows the last.",
             width=12,
         ),
         graph(

@@ -87,14 +87,17 @@ def graph(
 
 
 def figure(title: str, unit: str, query: Query, *, text: str = "", width: int = 4) -> stat.Panel:
-    """One number, the last."""
+    """One number, of now: not the last that there was."""
     reduce = common.ReduceDataOptions().calcs(["lastNotNull"])
     panel = stat.Panel().title(title).description(text).datasource(SOURCE).unit(unit).span(width).height(4)
-    return panel.reduce_options(reduce).with_target(_target(query, "A"))
+    return panel.reduce_options(reduce).with_target(_target(query, "A").instant())
 
 
 def heat(title: str, unit: str, query: Query, *, text: str = "", width: int = 12) -> statushistory.Panel:
-    """A row per series, coloured by its value: one that is unlike the others stands out."""
+    """A row per series, coloured by its value: one that is unlike the others stands out.
+
+    Grafana draws no history with more cells than pixels, so the query asks for few.
+    """
     return (
         statushistory.Panel()
         .title(title)
@@ -105,6 +108,7 @@ def heat(title: str, unit: str, query: Query, *, text: str = "", width: int = 12
         .height(8)
         .color_scheme(dashboard.FieldColor().mode(FieldColorModeId.CONTINUOUS_GR_YL_RD))
         .show_value(VisibilityMode.NEVER)
+        .max_data_points(200)
         .with_target(_target(query, "A"))
     )
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from sft_trainer.config import FailureClass, Progress
 from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.status import Status
+from sftjob_operator.api.v1alpha1 import Workers
 from sftjob_operator.failure import exit_class
 from sftjob_operator.goodput import KINDS, kind
 from sftjob_operator.planning.hardware import quantity_bytes
@@ -28,7 +29,7 @@ PHASES = (
 )
 _WRITE_SECONDS = 10.0
 """Time so recent may just now be written down as something else, and a counter that goes back counts twice."""
-_HOLDING = ("Running", "Starting", "Resizing")
+_HOLDING = ("Running", "Starting", "Resizing", "Suspending")
 
 Values = Iterable[tuple[tuple[str, ...], float | int | str | None]]
 """Values of the extra labels, and the number; None where there is none."""
@@ -142,7 +143,8 @@ def _activity(job: Job) -> str:
 def _gpus(job: Job) -> Values:
     per_node = (job.spec.get("workers") or {}).get("gpusPerNode")
     nodes = job.status.nodes or 0
-    return _one(nodes * int(per_node or 0) if job.phase in _HOLDING else 0)
+    each = Workers().gpus_per_node if per_node is None else int(per_node)
+    return _one(nodes * each if job.phase in _HOLDING else 0)
 
 
 def _planned(job: Job) -> float | None:

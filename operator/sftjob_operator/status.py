@@ -67,6 +67,15 @@ def conditions(old: Status, says: Mapping[str, Say], generation: int, now: datet
     return result
 
 
+def standing(status: Status, found: list[Condition]) -> Status:
+    """`status` without a time that remains, where nothing runs: what was done and how fast stays."""
+    is_moving = any(one.type in ("Running", "Complete") and one.status == "True" for one in found)
+    if is_moving or status.progress is None:
+        return status
+    stopped = {"estimated_remaining_seconds": None, "eta": None}
+    return status.model_copy(update={"progress": status.progress.model_copy(update=stopped)})
+
+
 def phase(found: list[Condition]) -> str:
     """One word for the column; for people only."""
     by_type = {condition.type: condition for condition in found}

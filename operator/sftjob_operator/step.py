@@ -25,7 +25,7 @@ from sftjob_operator.policy.deadline import seconds_kept
 from sftjob_operator.policy.decide import decide
 from sftjob_operator.policy.decision import Say
 from sftjob_operator.reports import parse_time, sentence
-from sftjob_operator.status import PASSING, conditions, events, phase
+from sftjob_operator.status import PASSING, conditions, events, phase, standing
 from sftjob_operator.world import World
 
 _REFUSED_SECONDS = 600.0  # until a deletion that was refused is tried again
@@ -56,7 +56,7 @@ def step(world: World) -> Step:
         return _finished(world)
     says = {**baseline(job, decision.status, world.settings), **decision.conditions}
     found = conditions(old, says, job.generation, world.now)
-    new = decision.status.model_copy(
+    new = standing(decision.status, found).model_copy(
         update={"conditions": found, "phase": phase(found), "observed_generation": job.generation}
     )
     return Step(

@@ -158,6 +158,20 @@ def test_mfu_is_a_percentage_where_it_can_be_one(told: float | None, shown: int 
     assert scene.status["progress"].get("mfuPercent") == shown
 
 
+def test_no_time_remains_for_a_job_that_stands():
+    scene = Scene()
+    scene.start()
+    scene.progress = progress(step=3, estimated_remaining_seconds=600, tokens_per_second=812.0)
+    scene.step(10)
+    assert scene.status["progress"]["eta"] == "10m"
+    scene.end(1, exited(70), [scene.ended_pod(1, 70)])
+    scene.step(5)
+    told = scene.status["progress"]
+    assert (told["display"], told["tokensPerSecond"]) == ("3/480", 812)
+    assert "eta" not in told
+    assert "estimatedRemainingSeconds" not in told
+
+
 def test_a_new_attempt_that_still_loads_keeps_the_progress_of_the_old_one():
     scene = Scene()
     scene.start()

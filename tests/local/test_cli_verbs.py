@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import tiny
 from local.local_bench import ROOT, Bench, finish, until
-from sftjob_operator.cli import app
+from sftjob_operator.cli import app, completion
 from sftjob_operator.cli.errors import CliError
 from sftjob_operator.cli.place import STATE, Where
 
@@ -47,6 +47,14 @@ def completed(command: str, incomplete: str, *options: str) -> list[str]:
     }
     done = CliRunner().invoke(app.app, [], prog_name="sftjob", env=asked)
     return done.output.split()
+
+
+def test_kubectl_is_told_what_may_follow(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/kubectl_complete-sftjob", "ch"])
+    completion.main()
+    *found, directive = capsys.readouterr().out.splitlines()
+    assert [line.partition("\t")[0] for line in found] == ["checkpoints", "chat"]
+    assert directive == ":4"
 
 
 @pytest.fixture
@@ -196,7 +204,7 @@ def test_what_only_the_volume_has_is_read_by_the_trainers_own_program(
     monkeypatch.chdir(tmp_path)
     state = ("--state", str(bench.state))
     words = str(invoke("report", "bot", *state).exception)
-    assert "bot has no report yet: jobs/bot/report/report.html is not on the volume" in words
+    assert "bot has no report yet: no training has begun in jobs/bot of the volume" in words
     (bench.job_folder / "report").mkdir()
     whole = "<html>" + "x" * 200_000
     (bench.job_folder / "report" / "report.html").write_text(whole)

@@ -55,6 +55,16 @@ def test_a_dashboard_keeps_its_address_and_asks_the_source_that_was_chosen(name:
     assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in shown)
 
 
+def test_a_number_is_of_now_and_a_history_has_fewer_cells_than_pixels():
+    shown = [panel for board in boards().values() for panel in board["panels"]]
+    numbers = [target for panel in shown if panel["type"] == "stat" for target in panel["targets"]]
+    histories = [panel for panel in shown if panel["type"] == "status-history"]
+    assert numbers
+    assert histories
+    assert all(target["instant"] and not target.get("range") for target in numbers)
+    assert all(panel["maxDataPoints"] <= 200 for panel in histories)
+
+
 def test_a_panel_without_data_is_one_of_the_list():
     titles = {title for _, title, _ in panels()}
     assert EMPTY_HERE.keys() <= titles

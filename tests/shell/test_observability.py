@@ -162,6 +162,12 @@ async def test_time_that_is_not_in_the_status_yet_goes_to_what_the_job_does_now(
     assert value(metrics, "job_info", phase="Running", activity="TrainingSteps", **LABELS) == 1
 
 
+async def test_a_node_has_one_gpu_where_the_job_says_nothing_of_them() -> None:
+    body = {**sftjob(phase="Suspending", nodes=4), "spec": {"workers": {"nodes": 4}}}
+    metrics, _ = shown({}, body)
+    assert value(metrics, "job_gpus", **LABELS) == 4, "and they are held until the pods have stopped"
+
+
 @pytest.mark.parametrize("late", [0.0, 0.9, 4.0, 9.0], ids=str)
 def test_seconds_never_go_back_when_they_are_written_down_and_something_else_begins(late: float) -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)

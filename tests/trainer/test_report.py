@@ -28,10 +28,10 @@ from sft_trainer.config import (
     TrainResult,
 )
 from sft_trainer.curves import Curves
-from sft_trainer.events import Chronicle, Events, read
+from sft_trainer.events import Chronicle, Event, Events, read
 from sft_trainer.layout import JobFolder
 from sft_trainer.report import command, page, story
-from sft_trainer.report.collect import collect
+from sft_trainer.report.collect import Material, collect
 from sft_trainer.samples import Sample, Samples
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
@@ -223,7 +223,7 @@ def test_words_of_users_are_no_template_and_break_no_table(tmp_path: Path, word:
     assert "49" not in row
 
 
-def test_steps_done_again_and_the_time_between_are_not_goodput(left: Left) -> None:
+def test_steps_done_again_are_not_goodput(left: Left) -> None:
     left.run(1, None)
     left.steps(1, 5)
     left.end(
@@ -241,6 +241,21 @@ def test_steps_done_again_and_the_time_between_are_not_goodput(left: Left) -> No
     assert (first.ending, first.message, first.last_step) == ("HostOutOfMemory", "rank 1 was killed", 5)
     assert (second.ending, second.resumed_from, second.lost_steps) == ("Running", 3, 2)
     assert "Not finished" in left.page()
+
+
+def test_a_suspension_over_night_is_no_bad_goodput(tmp_path: Path) -> None:
+    def event(kind: str, time: float, attempt: int, **facts: Any) -> Event:
+        return Event(kind=kind, time=time, attempt=attempt, uid="uid-1", facts=facts)
+
+    starting = {"phases": {"imports": 20.0}}
+    events = [
+        event("begun", 15.0, 1), event("first_step", 20.0, 1, **starting), event("ended", 120.0, 1),
+        event("begun", 40_115.0, 2), event("first_step", 40_120.0, 2, **starting), event("ended", 40_220.0, 2),
+    ]  # fmt: skip
+    steps = [{"step": number, "seconds": 1.0} for number in range(200)]
+    found = story.times(Material("bot", JobFolder(tmp_path), events, steps=steps, heard=40_220.0))
+    assert (found.steps, found.starting, found.waiting, found.rest) == (200.0, 40.0, 39_980.0, 0.0)
+    assert found.goodput == pytest.approx(200 / 240)
 
 
 def test_a_run_that_died_without_a_word_is_an_attempt_too(left: Left) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from sft_trainer.checkpoint.manifest import MANIFEST, Manifest, entry
+from sft_trainer.events import Events
+from sft_trainer.layout import JobFolder
 from sft_trainer.volume import Desk
 
 
@@ -34,7 +36,7 @@ def test_nothing_outside_the_workspace_is_read(tmp_path: Path, path: str):
     (workspace / "link").symlink_to(tmp_path)
     (answer,) = ask(workspace, do="file", path=path)
     assert "leaves the workspace" in answer["error"]
-    for kind in ("logs", "verify"):
+    for kind in ("logs", "verify", "report"):
         (answer,) = ask(workspace, do=kind, job="../../x", attempt=1)
         assert "leaves the workspace" in answer["error"]
 
@@ -47,6 +49,18 @@ def test_what_is_not_there_is_missing_and_what_is_unknown_an_error(tmp_path: Pat
     assert "take a newer image" in answer["error"]
     assert "error" in next(Desk(tmp_path).answers("no json"))
     assert "error" in next(Desk(tmp_path).answers("[]"))
+
+
+def test_a_report_is_made_of_what_there_is(tmp_path: Path):
+    (answer,) = ask(tmp_path, do="report", job="bot")
+    assert answer["missing"]
+    assert "no training has begun in jobs/bot" in answer["error"]
+    Events(JobFolder.of(tmp_path, "bot").events, "uid-1", 1).append("begun", world_size=2)
+    size, *parts, end = ask(tmp_path, do="report", job="bot")
+    page = b"".join(base64.b64decode(part["data"]) for part in parts)
+    assert (len(page), end) == (size["size"], {"end": True})
+    assert b"Not finished" in page
+    assert not JobFolder.of(tmp_path, "bot").page.exists(), "the volume may be read-only"
 
 
 def test_logs_come_rank_by_rank(tmp_path: Path):

@@ -20,6 +20,11 @@ POD = {"apiVersion": "v1", "kind": "Pod", "metadata": NAMED}
 PODS = "/api/v1/namespaces/team/pods"
 
 
+def at(second: int) -> str:
+    """A time as a kubelet writes it."""
+    return f"2030-01-01T00:00:{second:02d}.000000000+02:00"
+
+
 class Server:
     """One pod, its log, and an attach that answers in capitals."""
 
@@ -28,6 +33,7 @@ class Server:
         self.pod: dict[str, Any] | None = None
         self.status: dict[str, Any] = {"phase": "Running"}
         self.attach_code = 200
+        self.logs = [(f"{at(1)} first\n{at(2)} sec".encode(), f"ond\n{at(3)} last without end".encode())]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.asked.append((request.method, request.path, dict(request.query)))
@@ -53,9 +59,12 @@ class Server:
     async def _log(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()
         await answer.prepare(request)
-        for part in (b"first\nsec", b"ond\nlast without end"):
+        for part in self.logs.pop(0):
             await answer.write(part)
             await asyncio.sleep(0)
+        if not self.logs:
+            self.status = {"phase": "Succeeded"}
+            self.pod = self.pod and {**self.pod, "status": self.status}
         return answer
 
     async def _attach(self, request: web.Request) -> web.StreamResponse:
@@ -100,8 +109,21 @@ async def test_a_log_comes_in_lines(server: Server, client: KubernetesClient):
     assert lines == ["first", "second", "last without end"]
     assert server.asked[0][1:] == (
         f"{PODS}/bot-read-1/log",
-        {"container": "trainer", "follow": "true", "tailLines": "5"},
+        {"container": "trainer", "follow": "true", "timestamps": "true", "tailLines": "5"},
     )
+
+
+async def test_a_log_that_breaks_off_is_taken_up_where_it_was(server: Server, client: KubernetesClient):
+    running = {"containerStatuses": [{"name": "trainer", "state": {"running": {}}}]}
+    server.pod = {**POD, "status": running}
+    server.logs = [
+        (f"{at(1)} first\n{at(2)} second\n".encode(),),
+        (f"{at(2)} second\n{at(3)} third\na word of the kubelet\n".encode(),),
+    ]
+    lines = [line async for line in client.log(POD, 5, follow=True)]
+    assert lines == ["first", "second", "third", "a word of the kubelet"]
+    again = [query for _, path, query in server.asked if path.endswith("/log")][1]
+    assert again == {"container": "trainer", "follow": "true", "timestamps": "true", "sinceTime": at(2)}
 
 
 async def test_an_attached_pod_is_talked_to_in_lines_and_removed(server: Server, client: KubernetesClient):

@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Desk:
         self._kinds: dict[str, Callable[[Request], Iterator[Answer]]] = {
             "logs": self._logs,
             "file": self._file,
+            "report": self._report,
             "verify": self._verify,
             "ask": self._ask,
         }
@@ -94,6 +96,20 @@ class Desk:
             yield {"size": os.fstat(file.fileno()).st_size}
             while data := file.read(_CHUNK):
                 yield {"data": base64.b64encode(data).decode()}
+
+    def _report(self, request: Request) -> Iterator[Answer]:
+        """{job}: the page about it as it stands now, as `file` would answer; nothing is written."""
+        from sft_trainer.report import collect, page
+
+        folder = layout.JobFolder.of(self._workspace, str(request["job"]))
+        self._path(folder.root.relative_to(self._workspace).as_posix())
+        material = collect.collect(folder.root)
+        if not material.events:
+            raise FileNotFoundError(f"no training has begun in jobs/{folder.root.name} of the volume")
+        data = page.render(material, time.time()).encode()
+        yield {"size": len(data)}
+        for start in range(0, len(data), _CHUNK):
+            yield {"data": base64.b64encode(data[start : start + _CHUNK]).decode()}
 
     def _verify(self, request: Request) -> Iterator[Answer]:
         """{job}: every checkpoint on the volume, each byte compared with its manifest."""

@@ -32,7 +32,9 @@ class ProgressStatus(ApiModel):
     display: str = Field("", description="step/totalSteps, for the column.")
     progress_percentage: int = Field(0, description="0 to 100.")
     estimated_remaining_seconds: int | None = Field(None, description="At the present speed.")
-    eta: str | None = Field(None, description="The same for the column, e.g. 1h52m.")
+    eta: str | None = Field(
+        None, description="The same for the column, e.g. 1h52m; absent while nothing runs."
+    )
     loss: str | None = Field(None, description="Mean loss of the last step over all supervised tokens.")
     eval_loss: str | None = Field(None, description="The last evaluation loss.")
     perplexity: str | None = Field(None, description="exp(evalLoss).")

@@ -1,14 +1,17 @@
-"""Names of jobs for the shell's completion: those of the place that the line so far speaks of."""
+"""Completion: names of jobs of the place that the line so far speaks of, and the answers that kubectl asks a plugin for."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import click
 
 from sftjob_operator.cli.place import Where
 
+_NO_FILES = ":4"
+"""The directive of Cobra, kubectl's command line, after which the shell offers no names of files."""
 PATIENCE_SECONDS = 3.0
 """A shell that waits longer for Tab seems to hang."""
 
@@ -41,3 +44,16 @@ async def _names(place: Where, incomplete: str) -> list[str]:
     async with opened(place) as there:
         names = [str(job["metadata"]["name"]) for job in await jobs.every(there, everywhere=False)]
     return sorted(name for name in names if name.startswith(incomplete))
+
+
+def main() -> None:
+    """`kubectl_complete-sftjob WORDS... INCOMPLETE`, as kubectl calls it when Tab follows `kubectl sftjob`."""
+    from click.shell_completion import ShellComplete
+    from typer.main import get_command
+
+    from sftjob_operator.cli.app import app
+
+    *words, incomplete = sys.argv[1:] or [""]
+    found = ShellComplete(get_command(app), {}, "sftjob", "").get_completions(words, incomplete)
+    lines = [f"{one.value}\t{one.help}" if one.help else one.value for one in found]
+    sys.stdout.write("\n".join([*lines, _NO_FILES]) + "\n")

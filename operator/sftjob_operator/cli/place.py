@@ -21,7 +21,8 @@ from sftjob_operator.cluster.local.errors import StateError
 from sftjob_operator.cluster.person import KubernetesClient
 
 STATE = Path(".sftjob") / "state"
-PLUGIN = "kubectl-"
+PLUGIN = ("kubectl-", "kubectl_complete-")
+"""The plugin itself, and what kubectl asks for its completion."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Fetch the report of a job from its volume."""
+    """Fetch the report of a job from its volume; while it runs, or has failed, one made now."""
     from sftjob_operator.cli import report as command
 
     aio.run(command.report(where, name, output, console()))

@@ -56,14 +56,21 @@ class Volume:
 
     async def file(self, path: str) -> bytes:
         """A file of the workspace, whole."""
+        return await self._whole(path, do="file", path=path)
+
+    async def report(self, job: str) -> bytes:
+        """The page about a job, made now."""
+        return await self._whole("the report", do="report", job=job)
+
+    async def _whole(self, what: str, **request: Any) -> bytes:
         size, parts = None, []
-        async for answer in self.ask(do="file", path=path):
+        async for answer in self.ask(**request):
             size = answer.get("size", size)
             if "data" in answer:
                 parts.append(base64.b64decode(answer["data"]))
         data = b"".join(parts)
         if size != len(data):
-            raise CliError(f"{path} came incompletely: {len(data)} of {size} bytes", UNKNOWN)
+            raise CliError(f"{what} came incompletely: {len(data)} of {size} bytes", UNKNOWN)
         return data
 
 

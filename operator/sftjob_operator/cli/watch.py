@@ -23,8 +23,6 @@ from sftjob_operator.cluster.base import ClusterError, Manifest, Rejected
 from sftjob_operator.policy.running import progress_of
 
 LOOK_SECONDS = 2.0
-PATIENCE = 5
-"""Looks in a row that may fail: a watch outlives an API server that is being restarted."""
 
 Show = Callable[[Manifest, Sequence[Manifest], Sequence[Manifest]], None]
 """Told of job, its Events and its pods."""
@@ -68,7 +66,7 @@ async def _until_over(place: Place, name: str, show: Show) -> Manifest:
             failures = 0
         except ClusterError as error:
             failures += 1
-            if failures > PATIENCE or isinstance(error, Rejected):
+            if failures > logs.PATIENCE or isinstance(error, Rejected):
                 raise
             await asyncio.sleep(LOOK_SECONDS)
             continue

@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 import aiohttp
 
 from sftjob_operator.api.names import CONTAINER
-from sftjob_operator.cluster.base import AlreadyExists, ClusterError, Manifest, NotFound, Ref, ref_of
+from sftjob_operator.cluster.base import (
+    AlreadyExists,
+    ClusterError,
+    Manifest,
+    NotFound,
+    Ref,
+    Rejected,
+    ref_of,
+)
 from sftjob_operator.cluster.client import Duplex
 from sftjob_operator.cluster.connection import Connection
 from sftjob_operator.cluster.http import ApiClient, Socket
@@ -21,10 +30,20 @@ from sftjob_operator.cluster.kubernetes import KubernetesCluster, address, colle
 from sftjob_operator.pods import pod_trouble
 
 LOOK_SECONDS = 0.5
+PATIENCE = 5
+"""Failures in a row after which a log that breaks off is given up."""
 ATTACH = "v4.channel.k8s.io"
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _KEPT = 40  # lines of stderr
 _HOPELESS = ("ImagePull", "ContainerConfig")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}\S+")
+"""As kubelets write it: of fixed width, so that texts compare as times do."""
+
+
+def _timed(line: str) -> tuple[str, str]:
+    """Its time and its words; the time is empty where the kubelet itself speaks."""
+    time, _, words = line.partition(" ")
+    return (time, words) if _TIME.fullmatch(time) else ("", line)
 
 
 class KubernetesClient(KubernetesCluster):
@@ -55,15 +74,46 @@ class KubernetesClient(KubernetesCluster):
         return sorted(found.get("items", []), key=_moment)
 
     async def log(self, pod: Manifest, tail_lines: int | None, *, follow: bool) -> AsyncIterator[str]:
-        """Empty when the pod is gone or has not begun."""
-        query = {"container": CONTAINER, "follow": str(follow).lower()}
+        """Empty when the pod is gone or has not begun.
+
+        A followed one that breaks off while the container runs (a kubelet restarts, a proxy loses patience) is taken up
+        again where it was: lines come with their times, and those that were seen are left out.
+        """
+        query = {"container": CONTAINER, "follow": str(follow).lower(), "timestamps": "true"}
         if tail_lines is not None:
             query["tailLines"] = str(tail_lines)
+        seen, failures = "", 0
+        while True:
+            try:
+                async for line in self._http.lines(address(ref_of(pod)) + "/log", query):
+                    time, words = _timed(line)
+                    if time and time <= seen:
+                        continue
+                    seen, failures = time or seen, 0
+                    yield words
+            except NotFound:
+                return
+            except ClusterError as error:
+                failures += 1
+                if not follow or failures > PATIENCE or isinstance(error, Rejected):
+                    raise
+            if not follow or not await self._runs(pod):
+                return
+            if seen:
+                query = {**query, "sinceTime": seen}
+                query.pop("tailLines", None)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _runs(self, pod: Manifest) -> bool:
+        """Whether its container does, as far as the API server knows."""
         try:
-            async for line in self._http.lines(address(ref_of(pod)) + "/log", query):
-                yield line
-        except NotFound:
-            return
+            now = await self.get(ref_of(pod))
+        except Rejected:
+            return False  # who may read logs may not be allowed to look at pods
+        except ClusterError:
+            return True  # the next look at the log fails too, and counts
+        statuses = (now or {}).get("status", {}).get("containerStatuses") or []
+        return any(one["name"] == CONTAINER and "running" in (one.get("state") or {}) for one in statuses)
 
     @contextlib.asynccontextmanager
     async def attached(self, pod: Manifest) -> AsyncIterator[Duplex]:

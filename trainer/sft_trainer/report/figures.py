@@ -184,7 +184,7 @@ def _bar(times: Times) -> Draw:
         "evaluation": times.evaluation,
         "checkpoints": times.checkpoints,
         "starting": times.starting,
-        "export, waiting": times.rest,
+        "export, rest": times.rest,
     }
 
     def draw(axes: Any, ink: Ink) -> None:

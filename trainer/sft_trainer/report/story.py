@@ -30,18 +30,19 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds from the first beginning to the last word, as the pod of rank 0 saw them."""
+    """Seconds from the first beginning to the last word, as the pods of rank 0 saw them."""
 
     steps: float  # that are in the result
     repeated: float  # steps done again after a restart
     evaluation: float
     checkpoints: float
     starting: float
-    rest: float  # export, samples, and waiting between attempts
+    rest: float  # export, samples, and what nobody has written down
+    waiting: float  # between the end of an attempt and the start of the next: suspended, queued, backing off
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """All of it but the waiting, in which there were no pods."""
         parts = (self.steps, self.repeated, self.evaluation, self.checkpoints, self.starting, self.rest)
         return sum(parts)
 
@@ -117,7 +118,25 @@ def times(material: Material) -> Times:
     starts = [event.time for event in begun[:1]]
     starts += [event.time - sum(one.values()) for event, one in zip(first[:1], phases, strict=False)]
     wall = (material.heard or 0.0) - min(starts) if starts else 0.0
-    return Times(steps, repeated, evaluation, checkpoints, starting, max(0.0, wall - known))
+    waiting = _waiting(material)
+    return Times(
+        steps, repeated, evaluation, checkpoints, starting, max(0.0, wall - known - waiting), waiting
+    )
+
+
+def _waiting(material: Material) -> float:
+    """From each end that was written down to the start of the attempt after it."""
+    story = [event for event in material.events if event.kind in ("begun", "first_step", "ended")]
+    total, ended, begun = 0.0, None, None
+    for event in story:
+        if event.kind == "ended":
+            ended, begun = event.time, None
+        elif event.kind == "begun":
+            begun = event.time
+        if event.kind == "first_step" and ended is not None and begun is not None:
+            start = min(begun, event.time - sum(_numbers(event.facts.get("phases")).values()))
+            total, ended = total + max(0.0, start - ended), None
+    return total
 
 
 def speed(material: Material) -> Speed:

@@ -178,7 +178,8 @@ def _time(material: Material) -> Iterator[Fact]:
         ("evaluation", spent.evaluation),
         ("checkpoints", spent.checkpoints),
         ("starting", spent.starting),
-        ("export, waiting between attempts", spent.rest),
+        ("export and the rest", spent.rest),
+        ("waiting between attempts, not counted", spent.waiting),
     ):
         yield Fact(label, words.duration(seconds))
 

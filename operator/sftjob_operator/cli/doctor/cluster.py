@@ -70,7 +70,7 @@ def checks(facts: Facts) -> Iterator[Check]:
     yield _volume(facts)
     yield _queue(facts)
     found = "its operator is there" if facts.prometheus else "no Prometheus operator found"
-    fix = "" if facts.prometheus else "nothing, if Prometheus scrapes by annotations; see docs/operator.md"
+    fix = "" if facts.prometheus else "nothing, if Prometheus scrapes by annotations; see docs/install.md"
     yield Check("Prometheus", "ok" if facts.prometheus else "unknown", found, fix)
 
 

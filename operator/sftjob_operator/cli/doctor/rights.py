@@ -27,6 +27,7 @@ RIGHTS = (
     Right("get", "", "pods", "log", "logs", True),
     Right("list", "", "events", "", "watch, explain", False),
     Right("list", "batch", "jobs", "", "explain, and the pod on the volume", False),
+    Right("get", "", "pods", "", "chat, report, logs of pods that are gone", False),
     Right("create", "", "pods", "", "chat, report, logs of pods that are gone", False),
     Right("create", "", "pods", "attach", "chat, report, logs of pods that are gone", False),
     Right("get", "", "pods", "attach", "chat, report, logs of pods that are gone", False),
