@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
+import typer
 
 from sftjob_operator.cli.place import Where
 
@@ -16,7 +17,7 @@ PATIENCE_SECONDS = 3.0
 """A shell that waits longer for Tab seems to hang."""
 
 
-def job_names(ctx: click.Context, incomplete: str) -> list[str]:
+def job_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names that begin so; none where the place does not answer, for completion must not complain."""
     try:
         return asyncio.run(asyncio.wait_for(_names(where(ctx), incomplete), PATIENCE_SECONDS))
@@ -24,7 +25,7 @@ def job_names(ctx: click.Context, incomplete: str) -> list[str]:
         return []
 
 
-def where(ctx: click.Context) -> Where:
+def where(ctx: typer.Context) -> Where:
     """What the options before the cursor say of the place."""
     said = ctx.params
     state = said.get("state")
@@ -54,6 +55,7 @@ def main() -> None:
     from sftjob_operator.cli.app import app
 
     *words, incomplete = sys.argv[1:] or [""]
-    found = ShellComplete(get_command(app), {}, "sftjob", "").get_completions(words, incomplete)
+    command: Any = get_command(app)  # typer brings a click of its own, of the same shape
+    found = ShellComplete(command, {}, "sftjob", "").get_completions(words, incomplete)
     lines = [f"{one.value}\t{one.help}" if one.help else one.value for one in found]
     sys.stdout.write("\n".join([*lines, _NO_FILES]) + "\n")
