@@ -59,12 +59,13 @@ def chart() -> dict[str, Any]:
     return yaml.safe_load((CHART / "Chart.yaml").read_text())
 
 
-@pytest.mark.parametrize("words", CASES.values(), ids=CASES)
-def test_helm_lint_has_no_complaint(words: tuple[str, ...]):
-    apis = [word for word in words if word not in MONITORING_APIS]
-    done = subprocess.run([helm(), "lint", "--strict", CHART, *apis], capture_output=True, text=True)
-    foreign = "this cluster does not know"  # lint asks no cluster and takes no --api-versions
-    assert done.returncode == 0 or (words == EVERYTHING and foreign in done.stdout + done.stderr), done.stdout
+@pytest.mark.parametrize("case", CASES)
+def test_helm_lint_has_no_complaint(case: str):
+    words = [word for word in CASES[case] if word not in MONITORING_APIS]
+    if case == "everything":  # lint asks no cluster and takes no --api-versions
+        words += ["--set", "monitoring.podMonitors.enabled=false,monitoring.rules.enabled=false"]
+    done = subprocess.run([helm(), "lint", "--strict", CHART, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
