@@ -5,32 +5,21 @@ from __future__ import annotations
 from rendering import POLICIES, SYSTEM, Manifest, of_kind, one, operator_pod, render, values
 from sftjob_operator.settings import Settings
 
-HOOK = {"helm.sh/hook": "test", "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded"}
-
 
 def pod(*words: str) -> Manifest:
     (found,) = of_kind(render(*words), "Pod")
     return found
 
 
-def test_everything_of_it_is_there_during_the_test_only():
-    for manifest in (
-        pod(),
-        *of_kind(render(), "Service"),
-        one(render(*POLICIES), "NetworkPolicy", "sftjob-test"),
-    ):
-        assert manifest["metadata"]["annotations"].items() >= HOOK.items()
-    weight = {kind: int(of_kind(render(), kind)[0]["metadata"]["annotations"]["helm.sh/hook-weight"])
-              for kind in ("Service", "Pod")}  # fmt: skip
-    assert weight["Service"] < weight["Pod"], "the name comes before who asks for it"
+def test_it_is_there_during_the_test_and_after_one_that_failed():
+    assert pod()["metadata"]["annotations"] == {
+        "helm.sh/hook": "test",
+        "helm.sh/hook-delete-policy": "before-hook-creation,hook-succeeded",
+    }
 
 
 def test_it_asks_for_the_operators_pods_by_their_name_and_port():
     (service,) = of_kind(render(), "Service")
-    labels = operator_pod(render())["metadata"]["labels"]
-    assert service["spec"]["selector"].items() <= labels.items()
-    assert service["spec"]["clusterIP"] == "None", "every pod is to answer, not any"
-    assert service["spec"]["publishNotReadyAddresses"] is True
     (container,) = pod()["spec"]["containers"]
     assert container["command"] == ["python", "-m", "sftjob_operator.installed"]
     assert container["args"] == [f"{service['metadata']['name']}.{SYSTEM}.svc", str(Settings().http_port)]

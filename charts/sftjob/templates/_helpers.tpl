@@ -40,13 +40,6 @@ app.kubernetes.io/part-of: sftjob
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
-{{- /* A test that failed is left to be looked at, until the next one. */}}
-{{- define "sftjob.testHook" -}}
-helm.sh/hook: test
-helm.sh/hook-weight: {{ . | quote }}
-helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
-{{- end }}
-
 {{- define "sftjob.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "sftjob.fullname" .) .Values.serviceAccount.name -}}
