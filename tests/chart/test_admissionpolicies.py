@@ -30,7 +30,9 @@ def test_there_is_none_unless_it_is_wanted():
 
 
 def test_values_of_a_release_that_knew_of_no_limits_can_be_used_again():
-    assert [found for found in render("--set", "admission=null") if found["kind"].startswith("Validating")] == []
+    assert [
+        found for found in render("--set", "admission=null") if found["kind"].startswith("Validating")
+    ] == []
 
 
 def test_an_entry_is_a_policy_and_a_binding_and_the_same_for_scale():

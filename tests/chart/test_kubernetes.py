@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -15,8 +16,12 @@ from rendering import (
     MONITORING_APIS,
     NAMESPACES,
     POLICIES,
+    SYSTEM,
     Manifest,
+    environment,
     helm,
+    of_kind,
+    one,
     operator_pod,
     refusal,
     render,
@@ -24,6 +29,7 @@ from rendering import (
 )
 from sftjob_operator.desired.podsecurity import violation
 
+DOCS = CHART.parents[1] / "docs" / "install.md"
 SUPPORTED = ("1.31", "1.32", "1.33", "1.34")
 LIMITS = {
     "maxNodes": 4, "maxGPUsPerNode": 8, "maxGPUs": 16, "extendedResources": [], "images": ["a/b/"], "modelUris": [],
@@ -105,8 +111,38 @@ def test_the_oldest_kubernetes_is_the_one_that_the_chart_asks_for():
 
 
 def test_the_docs_name_the_same_versions():
-    page = (CHART.parents[1] / "docs/install.md").read_text()
-    assert re.search(rf"Kubernetes {SUPPORTED[0]} to {SUPPORTED[-1]}\b", page)
+    assert re.search(rf"Kubernetes {SUPPORTED[0]} to {SUPPORTED[-1]}\b", DOCS.read_text())
+
+
+def example(heading: str, tmp_path: Path) -> tuple[str, ...]:
+    """The words that install with the values which the docs show below a heading."""
+    section = DOCS.read_text().partition(f"\n### {heading}\n")[2]
+    file = tmp_path / "values.yaml"
+    file.write_text(section.partition("```yaml\n")[2].partition("```")[0])
+    return ("--values", str(file))
+
+
+def test_the_strict_installation_of_the_docs_is_strict(tmp_path: Path):
+    manifests = render(*example("For a platform that says no by default", tmp_path))
+    assert [found for found in manifests if found["kind"].startswith("ClusterRole")] == []
+    assert {found["metadata"]["namespace"] for found in of_kind(manifests, "Role")} == {
+        "team-a",
+        "team-b",
+        SYSTEM,
+    }
+    assert "secrets" not in str(of_kind(manifests, "Role"))
+    assert environment(manifests)["SFTJOB_OPERATOR_POD_SECURITY"] == "Restricted"
+    assert len(of_kind(manifests, "NetworkPolicy")) == 6
+    assert len(of_kind(manifests, "ValidatingAdmissionPolicy")) == 2
+
+
+def test_the_limits_of_the_docs_are_limits(tmp_path: Path):
+    manifests = render(*example("Limits", tmp_path))
+    names = [found["metadata"]["name"] for found in of_kind(manifests, "ValidatingAdmissionPolicy")]
+    assert names == ["sftjob-default", "sftjob-default-scale", "sftjob-research", "sftjob-research-scale"]
+    first = one(manifests, "ValidatingAdmissionPolicy", "sftjob-default")["spec"]["validations"][0]
+    said = first["messageExpression"].replace('" + string(variables.nodes) + "', "4").strip('"')
+    assert f"denied request: {said}\n" in DOCS.read_text()
 
 
 def pods(manifests: tuple[Manifest, ...]) -> list[Manifest]:
