@@ -34,13 +34,15 @@ format: install ## let ruff rewrite the sources
 typecheck: install ## mypy, strict
 	@.venv/bin/mypy
 
-generate: install ## CRD, chart copy and API reference from the models; the dashboards
+generate: install ## CRD, chart copy and API reference from the models; dashboards; the chart's README
 	@$(PYTHON) -m sftjob_operator.api.generate
 	@PYTHONPATH=charts $(PYTHON) -m dashboards
+	@PYTHONPATH=charts $(PYTHON) -m values_readme
 
 verify: install ## generated files are up to date
 	@$(PYTHON) -m sftjob_operator.api.generate --check
 	@PYTHONPATH=charts $(PYTHON) -m dashboards --check
+	@PYTHONPATH=charts $(PYTHON) -m values_readme --check
 
 lock: ## requirements/*.txt from pyproject.toml, with hashes
 	@for extra in operator trainer; do \

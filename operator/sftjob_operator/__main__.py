@@ -96,6 +96,7 @@ class Operator:
             await self._until_stop(served, lost)
         if self.stop.is_set():
             return
+        self.metrics.on_watch()
         async with (
             _owned(self._inform(), "informer") as informer,
             _owned(resync(self.cluster, self.view, self.queue, self.settings), "resync") as slow,

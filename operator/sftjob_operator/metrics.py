@@ -61,6 +61,11 @@ class Metrics:
         self._leader = Gauge(
             "sftjob_operator_leader", "1 where this replica does the work, else 0.", registry=self.registry
         )
+        self._watching = Gauge(
+            "sftjob_operator_watching",
+            "1 where this replica has found the SFTJob kind and watches it, else 0.",
+            registry=self.registry,
+        )
         self._watch_lag = Histogram(
             "sftjob_operator_watch_lag_seconds",
             "From a write of ours to the pass that saw it in the watch; 5 s and more: it was not waited for.",
@@ -86,6 +91,10 @@ class Metrics:
     def watch_leader(self, leading: Callable[[], bool]) -> None:
         """Whom to ask whether this replica works."""
         self._leader.set_function(leading)
+
+    def on_watch(self) -> None:
+        """The kind is served, and its objects are listed and watched from now on, to the end of the process."""
+        self._watching.set(1)
 
     def watch(self, queue: WorkQueue[Key], view: View, progress: Mapping[Key, Progress]) -> None:
         """Add what is read at every scrape."""

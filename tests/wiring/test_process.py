@@ -141,6 +141,9 @@ async def test_it_leads_serves_and_on_sigterm_releases_the_lease_and_ends_with_0
         await operator.log_line("leading as me")
         assert operator.holder() == "me"
         assert "sftjob_operator_leader 1.0" in await operator.get("/metrics")
+        async with asyncio.timeout(60):
+            while "sftjob_operator_watching 1.0" not in await operator.get("/metrics"):
+                await asyncio.sleep(0.05)
         operator.process.send_signal(signal.SIGTERM)
         await operator.log_line("lease released")
         assert await operator.exit_code() == 0
@@ -154,7 +157,9 @@ async def test_a_standby_is_ready_but_watches_nothing(server: km.KubernetesEmula
             while not server["get"]:
                 await asyncio.wait({asyncio.create_task(operator.process.wait())}, timeout=0.1)
         assert await operator.get("/readyz") == "ok"
-        assert "sftjob_operator_leader 0.0" in await operator.get("/metrics")
+        page = await operator.get("/metrics")
+        assert "sftjob_operator_leader 0.0" in page
+        assert "sftjob_operator_watching 0.0" in page
         operator.process.send_signal(signal.SIGTERM)
         assert await operator.exit_code() == 0
         assert operator.holder() == "other"
