@@ -1,6 +1,6 @@
 """`make bench`: the figures of docs/benchmarks.md that need a cluster; one JSON line each.
 
-Uses the cluster of `make cluster`, with the operator in it (`make cluster-demo` installs it).
+Uses the cluster of `make cluster`, and installs the operator in it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from bench import lifecycle  # noqa: E402
+
 from devcluster import binaries, cluster  # noqa: E402 - after the path to it
+from rooms import Kube  # noqa: E402
 
 NAMESPACE = "bench"
 REPETITIONS = 10
@@ -28,8 +31,7 @@ def main() -> int:
         command = [str(binaries.kubectl()), "--kubeconfig", str(kubeconfig), *words]
         return subprocess.run(command, input=stdin, capture_output=True, text=True)
 
-    if kubectl("get", "crd", "sftjobs.sftjob.dev").returncode:
-        sys.exit("the operator is not installed: run `make cluster-demo` first")
+    lifecycle.measure(Kube(kubeconfig, binaries.tools()), report)
     kubectl("create", "namespace", NAMESPACE)
     kubectl("apply", "-f", "-", stdin=json.dumps(claim()))
     try:

@@ -27,8 +27,8 @@ class FakeHub:
         self.url = ""
 
     @contextmanager
-    def serving(self) -> Iterator[FakeHub]:
-        """Answer on a free port of 127.0.0.1 until the block ends."""
+    def serving(self, address: str = "127.0.0.1") -> Iterator[FakeHub]:
+        """Answer on a free port of this address until the block ends."""
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -43,11 +43,11 @@ class FakeHub:
             def log_message(self, *args: object) -> None:
                 return
 
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        with ThreadingHTTPServer((address, 0), Handler) as server:
             server.daemon_threads = True
             thread = threading.Thread(target=server.serve_forever, args=(0.01,))
             thread.start()
-            self.url = f"http://127.0.0.1:{server.server_port}"
+            self.url = f"http://{address}:{server.server_port}"
             try:
                 yield self
             finally:

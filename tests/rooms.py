@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+CHART = ROOT / "charts" / "sftjob"
 SYSTEM = "sftjob-system"
 
 
@@ -89,24 +90,35 @@ def connect() -> Kube:
     return Kube(cluster.up(), binaries.tools())
 
 
-def install(kube: Kube) -> None:
-    """Build the operator's image, load it into the nodes and install the chart."""
+def install(kube: Kube, chart: Path = CHART, **values: str) -> None:
+    """Build the operator's image, load it into the nodes and install the chart, or upgrade it, with these values."""
     sys.path.insert(0, str(ROOT / "tests" / "images"))
     import build  # tests/images/build.py
 
     from devcluster import images
 
     images.load(build.operator())
-    kube.kubectl("create", "namespace", SYSTEM)
-    values = {
-        "image.repository": "sftjob.local/operator",
-        "image.tag": "dev",
-        "image.pullPolicy": "Never",
-        "trainer.image": images.THIN,
-    }
+    kube.apply(restricted_namespace(SYSTEM))
+    release(kube, chart, **values)
+
+
+def release(kube: Kube, chart: Path = CHART, **values: str) -> None:
+    """Helm's part of an installation; it returns when the operator is ready."""
+    from devcluster import images
+
+    image = {"image.repository": "sftjob.local/operator", "image.tag": "dev", "image.pullPolicy": "Never"}
+    values = {**image, "trainer.image": images.THIN, **values}
     settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    chart = str(ROOT / "charts" / "sftjob")
-    command = ("upgrade", "--install", "sftjob", chart, "--namespace", SYSTEM, "--wait", "--timeout", "180s")
+    command = (
+        "upgrade",
+        "--install",
+        "sftjob",
+        str(chart),
+        "--namespace",
+        SYSTEM,
+        "--wait",
+        "--timeout=180s",
+    )
     done = kube.run("helm", *command, *settings, check=False)
     assert done.returncode == 0, done.stderr + kube.kubectl("describe", "pods", "-n", SYSTEM).stdout[-4000:]
 
@@ -206,13 +218,19 @@ class Room:
         return f"status: {status}\n{pods}\n{logs}\noperator: {operator}"
 
 
+def restricted_namespace(name: str) -> dict[str, Any]:
+    """One that takes only pods of the `restricted` Pod Security Standard, and tells of every other in the audit log."""
+    modes = ("enforce", "audit", "warn")
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in modes}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
 def make_room(kube: Kube, name: str, directory: Path) -> Iterator[Room]:
     from devcluster import volumes
 
     name = "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")
     remove_room(kube, name, wait=True)  # of a run that was cut off
-    enforce = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
-    kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": enforce}})
+    kube.apply(restricted_namespace(name))
     directory.chmod(0o755)
     for parent in directory.parents[:2]:
         parent.chmod(0o755)

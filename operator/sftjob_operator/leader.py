@@ -27,6 +27,7 @@ class Timing:
     renew_deadline: float = 9.0
     retry: float = 2.0
     request: float = 3.0
+    standby: float = 1.0  # a standby looks this often: a Lease that is given up has a new holder so soon
 
     def __post_init__(self) -> None:
         """Refuse what is unsafe."""
@@ -60,7 +61,7 @@ class Election:
     async def acquire(self) -> None:
         """Wait until this replica leads."""
         while not await self._try():
-            await asyncio.sleep(self._timing.retry)
+            await asyncio.sleep(self._timing.standby)
         self.leading = True
         logger.info("leading as %s", self._identity)
 

@@ -48,7 +48,7 @@ PASSING = frozenset({"TrainingSteps", "Evaluating", "SavingCheckpoint"})
 
 
 def conditions(old: Status, says: Mapping[str, Say], generation: int, now: datetime) -> list[Condition]:
-    """All known types; lastTransitionTime moves only when a status flips."""
+    """All known types, and after them those of others, untouched; lastTransitionTime moves only when a status flips."""
     before = {condition.type: condition for condition in old.conditions}
     result = []
     for kind in CONDITION_TYPES:
@@ -64,7 +64,7 @@ def conditions(old: Status, says: Mapping[str, Say], generation: int, now: datet
                 observed_generation=generation,
             )
         )
-    return result
+    return [*result, *(other for kind, other in before.items() if kind not in CONDITION_TYPES)]
 
 
 def standing(status: Status, found: list[Condition]) -> Status:

@@ -85,12 +85,11 @@ def _finished(world: World) -> Step:
 
 
 def unreadable(manifest: Manifest, words: str, now: datetime) -> Step:
-    """The step for an SFTJob that `policy.accept.read_sftjob` could not read: Accepted=False/InvalidSpec."""
-    return _instead(
-        manifest,
-        {"Accepted": Say("False", "InvalidSpec", words), "Running": Say("False", "NotAccepted", words)},
-        now,
-    )
+    """The step for an SFTJob that `policy.accept` could not read: Accepted=False/InvalidSpec."""
+    says = {"Accepted": Say("False", "InvalidSpec", words)}
+    if not (manifest.get("status") or {}).get("startTime"):  # what runs, runs on
+        says["Running"] = Say("False", "NotAccepted", words)
+    return _instead(manifest, says, now)
 
 
 def broken(manifest: Manifest, error: Exception, now: datetime) -> Step:
@@ -104,8 +103,9 @@ def broken(manifest: Manifest, error: Exception, now: datetime) -> Step:
 
 def _instead(manifest: Manifest, says: Mapping[str, Say], now: datetime) -> Step:
     """Only these conditions change; nothing else of the object is trusted or touched."""
+    stored = manifest.get("status") or {}
     try:
-        old = Status.model_validate(manifest.get("status") or {})
+        old = Status.model_validate({"conditions": stored.get("conditions") or []})
     except ValidationError:
         return Step()  # written by someone else: not ours to replace
     generation = int(manifest["metadata"].get("generation", 1))
@@ -120,10 +120,9 @@ def _instead(manifest: Manifest, says: Mapping[str, Say], now: datetime) -> Step
         **dict.fromkeys(("Complete", "Failed"), Say("False", "InProgress")),
     }
     found = conditions(old, {**unknown, **known, **says}, generation, now)
-    new = old.model_copy(
-        update={"conditions": found, "phase": phase(found), "observed_generation": generation}
-    )
-    return Step(status=None if new == old else as_json(new), events=events(old, found))
+    said = as_json(Status(conditions=found, phase=phase(found), observed_generation=generation))
+    new = {**stored, **{key: said[key] for key in ("conditions", "phase", "observedGeneration")}}
+    return Step(status=None if new == stored else new, events=events(old, found))
 
 
 def as_json(status: Status) -> dict[str, Any]:

@@ -4,13 +4,43 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from machine import skip_or_fail
 from rooms import ROOT, Kube, Room, connect, install, make_room, uninstall
+
+LAST = "test_least_privilege.py"
+HERE = Path(__file__).resolve().parent
+_left_out = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What looks back on all the others comes last."""
+    items.sort(key=lambda item: item.path == HERE / LAST)
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == HERE and item.get_closest_marker("soak") is None:
+            item.config.stash[_left_out] = True
+
+
+@pytest.fixture(scope="session")
+def all_of_this_folder(request: pytest.FixtureRequest) -> bool:
+    """Whether every test in it is a part of this run, but for the long matrices."""
+    collected = {item.path for item in request.session.items}
+    return not request.config.stash.get(_left_out, False) and collected.issuperset(HERE.glob("test_*.py"))
+
+
+@pytest.fixture(scope="session")
+def began() -> datetime:
+    """When the first of these tests began: the audit log may be older."""
+    return datetime.now(UTC)
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +68,7 @@ def crd(kube: Kube) -> None:
 
 
 @pytest.fixture(scope="session")
-def operator(kube: Kube) -> Iterator[Kube]:
+def operator(kube: Kube, began: datetime) -> Iterator[Kube]:
     """The operator, from the image that the Dockerfile makes, installed by the chart."""
     kube.kubectl(
         "delete", "crd", "sftjobs.sftjob.dev", "--ignore-not-found"

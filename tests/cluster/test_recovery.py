@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +11,11 @@ import tiny
 from rooms import Room, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+STEPS = 160
 
 
-def long_job(room: Room, name: str, steps: int = 240) -> None:
-    """A job that trains for a minute or so and checkpoints every 20 steps."""
+def long_job(room: Room, name: str, steps: int = STEPS) -> None:
+    """A job that trains for half a minute or so and checkpoints every 20 steps."""
     tiny.model(room.workspace / "models" / "tiny", hidden=256, layers=4)
     tiny.chats(room.workspace / "datasets" / "chats.jsonl", count=40)
     spec = tiny.spec(maxSteps=steps, globalBatchSize=4)
@@ -24,21 +26,27 @@ def long_job(room: Room, name: str, steps: int = 240) -> None:
 
 
 def reached(room: Room, name: str, step: int) -> None:
-    def look() -> bool:
-        status = room.job(name).get("status", {})
-        return (status.get("progress") or {}).get("step", 0) >= step
+    """Read off the volume: the status tells of steps every half a minute, and the job would be over."""
 
-    until(f"step {step}", look, 300, diagnose=lambda: room.diagnose(name))
+    def look() -> bool:
+        return metrics(room, name).exists() and max(losses(room, name), default=0) >= step
+
+    until(f"step {step}", look, 300, every=0.2, diagnose=lambda: room.diagnose(name))
+
+
+def metrics(room: Room, name: str) -> Path:
+    return room.workspace / "jobs" / name / "report" / "metrics.jsonl"
 
 
 def losses(room: Room, name: str) -> dict[int, float]:
-    lines = (room.workspace / "jobs" / name / "report" / "metrics.jsonl").read_text().splitlines()
+    whole, _, _ = metrics(room, name).read_text().rpartition("\n")  # the last line may just be written
+    lines = whole.splitlines()
     return {row["step"]: row["loss"] for row in map(json.loads, lines) if row.get("loss") is not None}
 
 
 def test_a_deleted_pod_costs_one_attempt_and_the_next_goes_on_from_the_checkpoint(room: Room):
     long_job(room, "wounded")
-    reached(room, "wounded", 45)
+    reached(room, "wounded", 50)
     before = losses(room, "wounded")
     victim = room.pods("sftjob.dev/role=train,batch.kubernetes.io/job-completion-index=1")[0]["metadata"][
         "name"
@@ -56,7 +64,7 @@ def test_a_deleted_pod_costs_one_attempt_and_the_next_goes_on_from_the_checkpoin
     assert first["charged"] is False, "a pod that was taken is nobody's fault"
     assert second["resumedFromStep"] >= 40
     after = losses(room, "wounded")
-    assert sorted(after) == list(range(1, 241)), "every step once"
+    assert sorted(after) == list(range(1, STEPS + 1)), "every step once"
     assert all(after[step] == before[step] for step in before if step <= second["resumedFromStep"])
 
 
@@ -75,7 +83,7 @@ def test_suspension_saves_and_resuming_goes_on_from_the_last_step(room: Room):
     last = status["attempts"][-1]
     assert last["resumedFromStep"] == stopped_at, "the last step before the suspension was saved"
     assert status.get("restarts", 0) == 0, "a suspension is nobody's failure"
-    assert sorted(losses(room, "paused")) == list(range(1, 241)), "every step once"
+    assert sorted(losses(room, "paused")) == list(range(1, STEPS + 1)), "every step once"
 
 
 def test_a_running_job_that_is_scaled_goes_on_in_the_new_size(room: Room):
@@ -90,7 +98,7 @@ def test_a_running_job_that_is_scaled_goes_on_in_the_new_size(room: Room):
     assert last["resumedFromStep"] >= 25
     assert (status["nodes"], status["plan"]["worldSize"], status.get("restarts", 0)) == (1, 1, 0)
     after = losses(room, "scaled")
-    assert sorted(after) == list(range(1, 241)), "every step once"
+    assert sorted(after) == list(range(1, STEPS + 1)), "every step once"
     assert all(after[step] == before[step] for step in before if step <= last["resumedFromStep"])
 
 

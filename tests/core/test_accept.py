@@ -405,7 +405,3 @@ def test_what_cannot_be_parsed_names_the_field():
     manifest = sftjob(workers={"nodes": "two"})
     with pytest.raises(ValueError, match=r"^spec\.workers\.nodes: "):
         read_sftjob(manifest)
-
-
-def test_fields_of_a_newer_version_are_ignored():
-    assert read_sftjob(sftjob(future={"field": 1})).spec.workers.nodes == 2

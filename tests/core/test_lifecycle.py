@@ -346,7 +346,7 @@ def test_what_cannot_be_read_is_said_and_an_old_status_is_kept():
         unreadable({**manifest, "status": found.status}, "spec.workspace: Field required", scene.now).status
         is None
     )
-    assert unreadable({**manifest, "status": {"restarts": "many"}}, "x", scene.now).status is None
+    assert unreadable({**manifest, "status": {"conditions": "many"}}, "x", scene.now).status is None
 
 
 def test_the_status_survives_its_model_and_stays_small():

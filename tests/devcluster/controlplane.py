@@ -83,7 +83,9 @@ def start_api() -> None:
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
         f"--service-account-signing-key-file={keys / 'accounts.key'}",
         f"--service-account-key-file={keys / 'accounts.key'}",
-        "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged",
+        "--authorization-mode=Node,RBAC", "--allow-privileged",
+        # The second asks whoever makes children for a right on their owner's finalizers, as OpenShift does.
+        "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
         # Webhooks are called at their endpoints: the host has no kube-proxy of its own.
         "--enable-aggregator-routing=true",
         f"--default-not-ready-toleration-seconds={TOLERATION_SECONDS}",

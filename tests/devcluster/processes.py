@@ -72,6 +72,8 @@ def spawn(name: str, argv: Sequence[str | Path], environment: Mapping[str, str] 
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_DUP2, out, 1),
             (os.POSIX_SPAWN_DUP2, out, 2),
+            # Else it would hold a lock of whoever called us for as long as the cluster is up.
+            *((os.POSIX_SPAWN_CLOSE, number) for number in _inheritable()),
         ]
         pid = os.posix_spawn(which(words[0]) or words[0], words, env, file_actions=actions, setsid=True)
     finally:
@@ -148,6 +150,16 @@ def _marked() -> Iterator[int]:
             with contextlib.suppress(OSError):
                 if wanted in (entry / "environ").read_bytes().split(b"\0"):
                     yield int(entry.name)
+
+
+def _inheritable() -> list[int]:
+    """Open files that a child gets without being asked, beside the three standard ones."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing itself is closed again
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                found.append(int(name))
+    return found
 
 
 def _search_path() -> str:

@@ -67,14 +67,18 @@ def test_a_commit_that_is_there_needs_no_network(fake: FakeHub, tmp_path: Path) 
 def test_the_token_of_the_environment_opens_a_private_model(
     fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake.token = "secret"
+    fake.token = "hf_RecognisableToken"
     closed = refused(URI, tmp_path)
     assert (closed.reason, closed.exit_code) == ("HubAccessDenied", 71)
     assert "set model.secretRef to a Secret with HF_TOKEN" in closed.message
-    monkeypatch.setenv("HF_TOKEN", "wrong")
-    assert "check that the token in model.secretRef" in refused(URI, tmp_path).message
-    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("HF_TOKEN", "hf_mistaken")
+    denied = refused(URI, tmp_path).message
+    assert "check that the token in model.secretRef" in denied
+    assert "hf_mistaken" not in denied
+    monkeypatch.setenv("HF_TOKEN", fake.token)
     assert hub.fetch(URI, tmp_path)[1].endswith(COMMIT)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in files if fake.token.encode() in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize(

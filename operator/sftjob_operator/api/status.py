@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, WithJsonSchema
 
 from sftjob_operator.api.base import ApiModel
 
 CONDITION_TYPES = ("Accepted", "Prepared", "Planned", "Running", "Suspended", "Complete", "Failed")
 
 
-class Condition(ApiModel):
+class StatusModel(ApiModel):
+    """Unknown fields are kept: an older operator, put back for a while, does not wipe what a newer one has written."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+AttemptState = Annotated[
+    str,
+    WithJsonSchema({"type": "string", "enum": ["Pending", "Running", "Suspended", "Succeeded", "Failed"]}),
+]
+"""Read as any word: one that only a newer operator knows is that of an attempt which is not over."""
+
+
+class Condition(StatusModel):
     """metav1.Condition."""
 
     type: Annotated[str, Field(max_length=63)] = Field(description="Which question is answered.")
@@ -24,7 +37,7 @@ class Condition(ApiModel):
     observed_generation: int | None = Field(None, description="The metadata.generation this speaks of.")
 
 
-class ProgressStatus(ApiModel):
+class ProgressStatus(StatusModel):
     """How far training is."""
 
     step: int = Field(0, description="Optimizer steps done.")
@@ -46,7 +59,7 @@ class ProgressStatus(ApiModel):
     last_updated_time: str | None = Field(None, description="When the trainer said so.")
 
 
-class PlanMemory(ApiModel):
+class PlanMemory(StatusModel):
     """The estimate that the choice rests on."""
 
     per_gpu: str = Field(alias="perGPU", description="Estimated need of one GPU (or one CPU process).")
@@ -56,7 +69,7 @@ class PlanMemory(ApiModel):
     )
 
 
-class PlanStatus(ApiModel):
+class PlanStatus(StatusModel):
     """The chosen parallel strategy."""
 
     display: str = Field("", description="The strategy in one word, for the column, e.g. ZeRO-3+offload.")
@@ -74,14 +87,14 @@ class PlanStatus(ApiModel):
     decided: list[str] = Field(default_factory=list, max_length=16, description="Fields the planner chose.")
 
 
-class ModelStatus(ApiModel):
+class ModelStatus(StatusModel):
     """The model that was found."""
 
     resolved: str = Field(description="Exact source with revision or digest.")
     parameters: int = Field(description="Number of parameters.")
 
 
-class DataStatus(ApiModel):
+class DataStatus(StatusModel):
     """The data that was found."""
 
     rows: int = Field(description="Rows of an epoch; one that is seen twice, for a weight, is two.")
@@ -99,7 +112,7 @@ class DataStatus(ApiModel):
     cache_hash: str = Field("", description="Content hash of the prepared data.")
 
 
-class CheckpointStatus(ApiModel):
+class CheckpointStatus(StatusModel):
     """A committed checkpoint."""
 
     name: str = Field(description="Folder below jobs/<name>/checkpoints.")
@@ -112,13 +125,11 @@ class CheckpointStatus(ApiModel):
     time: str = Field(description="When it was committed.")
 
 
-class AttemptStatus(ApiModel):
+class AttemptStatus(StatusModel):
     """One gang of pods from start to end."""
 
     number: int = Field(description="Counts from 1.")
-    state: Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"] = Field(
-        description="How it stands."
-    )
+    state: AttemptState = Field(description="How it stands.")
     reason: str | None = Field(None, description="Class of the failure.")
     message: str | None = Field(None, description="Words of the pod that failed.")
     charged: bool | None = Field(None, description="Whether it counts towards failurePolicy.maxRestarts.")
@@ -133,7 +144,7 @@ class AttemptStatus(ApiModel):
     finished_time: str | None = Field(None, description="When it ended.")
 
 
-class ResultStatus(ApiModel):
+class ResultStatus(StatusModel):
     """What a finished job leaves."""
 
     export: str = Field(description="Folder in the workspace.")
@@ -146,7 +157,7 @@ class ResultStatus(ApiModel):
     perplexity: str | None = Field(None, description="exp(evalLoss).")
 
 
-class GoodputStatus(ApiModel):
+class GoodputStatus(StatusModel):
     """What the job's time was spent on, in seconds up to accountedTime."""
 
     percent: int | None = Field(
@@ -166,8 +177,8 @@ class GoodputStatus(ApiModel):
     accounted_time: str = Field(description="Until when this is counted; later time is not yet.")
 
 
-class Status(ApiModel):
-    """What is."""
+class Status(StatusModel):
+    """How the job stands, as the operator last saw it. The conditions are what programs should read."""
 
     observed_generation: int | None = Field(None, description="The metadata.generation this speaks of.")
     phase: str | None = Field(None, description="One word for the column, derived from the conditions.")
@@ -183,8 +194,8 @@ class Status(ApiModel):
     )
     progress: ProgressStatus | None = Field(None, description="How far training is.")
     plan: PlanStatus | None = Field(None, description="The chosen strategy.")
-    model: ModelStatus | None = Field(None, description="The model.")
-    data: DataStatus | None = Field(None, description="The data.")
+    model: ModelStatus | None = Field(None, description="The base model, as preparation found it.")
+    data: DataStatus | None = Field(None, description="The data, as preparation found it.")
     prepared: Annotated[
         dict[str, Any] | None,
         Field(json_schema_extra={"type": "object", "x-kubernetes-preserve-unknown-fields": True}),

@@ -55,7 +55,7 @@ class ChatTemplate(ApiModel):
         json_schema_extra=rules(exactly_one_of("spec.model.chatTemplate", "path", "preset"))
     )
     path: RelativePath | None = Field(None, description="A Jinja file in the workspace.")
-    preset: Literal["ChatML"] | None = Field(None, description="One of ours.")
+    preset: Literal["ChatML"] | None = Field(None, description="A template that comes with the trainer.")
 
 
 class Model(ApiModel):
@@ -702,7 +702,7 @@ def _needs_evaluations(condition: str, field: str) -> tuple[str, str]:
 
 
 class Spec(ApiModel):
-    """What is wanted."""
+    """What is wanted: model, data and workspace have to be named, everything else has a default."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -763,17 +763,39 @@ class Spec(ApiModel):
         description="The SFTJob is deleted, with its pods and their logs, so long after it completed or failed; what "
         "lies on the volume stays. Absent = it stays.",
     )
-    model: Model = Field(description="The base model.")
-    data: Data = Field(description="The data.")
-    training: Training = Field(default_factory=Training, description="Hyper-parameters.")
-    deepspeed: DeepSpeed = Field(default_factory=DeepSpeed, description="The parallel strategy.")
-    workers: Workers = Field(default_factory=Workers, description="The pods that train.")
-    prepare: Prepare = Field(default_factory=Prepare, description="The pod that prepares.")
-    workspace: Workspace = Field(description="The shared volume.")
-    checkpoint: Checkpoint = Field(default_factory=Checkpoint, description="Saving the state.")
-    failure_policy: FailurePolicy = Field(default_factory=FailurePolicy, description="Restarts.")
-    evaluation: Evaluation = Field(default_factory=Evaluation, description="Measuring on held-out rows.")
-    export: Export = Field(default_factory=Export, description="The result.")
+    model: Model = Field(description="The base model, and its tokenizer.")
+    data: Data = Field(description="What it learns, and how that becomes tokens.")
+    training: Training = Field(
+        default_factory=Training, description="Method and hyper-parameters; every one has a default."
+    )
+    deepspeed: DeepSpeed = Field(
+        default_factory=DeepSpeed,
+        description="The parallel strategy. What is absent is chosen for the hardware; see status.plan.",
+    )
+    workers: Workers = Field(
+        default_factory=Workers, description="The pods that train: how many, with what, from which image."
+    )
+    prepare: Prepare = Field(
+        default_factory=Prepare,
+        description="The pod that fetches the model and tokenises the data, before any GPU is taken.",
+    )
+    workspace: Workspace = Field(
+        description="The volume of all pods, with models, datasets, caches, checkpoints and exports. Paths in the "
+        "spec are relative to it."
+    )
+    checkpoint: Checkpoint = Field(
+        default_factory=Checkpoint, description="How often the state is saved, and what is kept of it."
+    )
+    failure_policy: FailurePolicy = Field(
+        default_factory=FailurePolicy, description="What happens after a failed attempt."
+    )
+    evaluation: Evaluation = Field(
+        default_factory=Evaluation,
+        description="How often the loss is measured on the rows of spec.data.eval.",
+    )
+    export: Export = Field(
+        default_factory=Export, description="The trained model, as it is left in jobs/<name>/export."
+    )
 
     @property
     def exports_best(self) -> bool:

@@ -18,17 +18,37 @@ from sftjob_operator.planning.hardware import quantity_bytes
 from sftjob_operator.planning.intent import intent
 from sftjob_operator.settings import Level, Settings
 
+_UNKNOWN = (
+    "this operator does not know the field and would ignore it: remove it, or install the operator of the same "
+    "release as the CustomResourceDefinition"
+)
 _INLINE_BYTES = 512 * 1024  # a ConfigMap holds 1 MiB, and JSON escapes
 
 
 def read_sftjob(manifest: Manifest) -> SFTJob:
-    """Parse an object as the API server stored it; ValueError says which field cannot be read."""
+    """Parse an object as the API server stored it; ValueError says which field cannot be read.
+
+    The definition in the cluster may be newer than this operator: then a job that has started goes on without the
+    fields that only a newer one knows, and one that has not does not start without them.
+    """
     try:
-        return SFTJob.model_validate(manifest)
+        job = SFTJob.model_validate(manifest)
     except ValidationError as error:
-        found = [f"{_path(item['loc'])}: {item['msg']}" for item in error.errors()[:3]]
-        more = f" (and {error.error_count() - 3} more)" if error.error_count() > 3 else ""
-        raise ValueError("; ".join(found) + more) from None
+        raise ValueError(_words(error)) from None
+    if job.status.start_time is None:
+        try:
+            Spec.model_validate(manifest["spec"], extra="forbid")
+        except ValidationError as error:
+            raise ValueError(_words(error, "spec")) from None
+    return job
+
+
+def _words(error: ValidationError, *root: str) -> str:
+    found = [
+        f"{_path((*root, *item['loc']))}: {_UNKNOWN if item['type'] == 'extra_forbidden' else item['msg']}"
+        for item in error.errors()[:3]
+    ]
+    return "; ".join(found) + (f" (and {error.error_count() - 3} more)" if error.error_count() > 3 else "")
 
 
 def objection(job: SFTJob, settings: Settings) -> SpecError | None:
