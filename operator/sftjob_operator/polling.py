@@ -43,6 +43,11 @@ class ProgressPoller:
                 self.latest[key] = heard
         return self.latest.get(key)
 
+    def due(self, key: Key) -> float | None:
+        """Seconds until the next poll is due; None for a job that is not polled."""
+        asked = self._asked.get(key)
+        return None if asked is None else max(asked + self._seconds - asyncio.get_running_loop().time(), 0.0)
+
     def forget(self, key: Key) -> None:
         """The job does not train (any more)."""
         self._labels.pop(key, None)
