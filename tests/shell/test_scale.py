@@ -110,6 +110,24 @@ async def test_a_thousand_failing_jobs_of_one_tenant_do_not_delay_the_first_of_a
     assert Key("quiet", "bot") in done[before : before + 6]
 
 
+async def test_fifty_pods_that_hang_do_not_delay_a_new_job_with_two_workers() -> None:
+    async with operating() as operator:
+
+        async def hangs(pod: Manifest) -> bytes | None:
+            await asyncio.sleep(2)
+            return None
+
+        operator.cluster.fetch_progress = hangs  # type: ignore[method-assign]
+        await train(operator, 50)
+        await asyncio.sleep(60)
+        operator.cluster.put(job(1000))
+        await asyncio.sleep(5)
+        assert any(
+            made["metadata"]["name"].startswith("bot-1000-prepare")
+            for made in operator.cluster.of_kind("Job")
+        )
+
+
 def held(thing: object, seen: set[int] | None = None) -> int:
     """How many items the collections of our own objects hold, all together."""
     seen = set() if seen is None else seen
