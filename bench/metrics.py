@@ -25,7 +25,7 @@ import tiny  # noqa: E402 - after the path to it
 from gang import Job, token_rows, write_cache  # noqa: E402
 from launching import Pod, train_config  # noqa: E402
 
-RANKS, SCRAPES, STEPS, ALTERNATING_STEPS = 8, 30, 24, 203
+RANKS, SCRAPES, STEPS, ALTERNATING_STEPS = 8, 30, 24, 103
 WRITER = """
 from sft_trainer.metrics import Metrics
 metrics = Metrics(sftjob="bot", attempt=1, rank=rank)
