@@ -32,6 +32,7 @@ from sftjob_operator.cluster.http import ApiClient  # noqa: E402
 from worlds import prepared_outcome  # noqa: E402
 
 NAMESPACES = 10
+START_SECONDS = 900  # longer than any idle machine needs
 SETTLE_SECONDS = 45.0  # until the last status write of the start is more than 30 s old
 
 
@@ -117,9 +118,9 @@ class Bench:
             )
             if training == self._jobs:
                 break
-            if time.monotonic() - began > 300:
+            if time.monotonic() - began > START_SECONDS:
                 sys.exit(
-                    f"{training} of {self._jobs} jobs train after five minutes: see .sftjob/bench/operator.log"
+                    f"{training} of {self._jobs} jobs train after {START_SECONDS} s: see .sftjob/bench/operator.log"
                 )
             await asyncio.sleep(2)
         say(
