@@ -5,7 +5,7 @@ export SFTJOB_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sftjob
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast soak lint format typecheck generate verify lock cluster cluster-demo cluster-down bench bench-prepare bench-metrics bench-trainer clean
+.PHONY: help install demo test test-fast soak lint format typecheck generate verify lock cluster cluster-demo cluster-down bench bench-prepare bench-metrics bench-scale bench-trainer fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | column -t -s '|'
@@ -24,6 +24,12 @@ test-fast: install ## an answer in a minute: no ranks, no model, no cluster
 
 soak: install ## the long matrices
 	@$(PYTHON) -m pytest tests -m soak $(ARGS)
+
+SECONDS_EACH ?= 30
+fuzz: install ## 100,000 random SFTJobs; every parser, by what its code reaches (half an hour; each parser SECONDS_EACH=30)
+	@$(PYTHON) -m pytest tests/fuzzing -m soak
+	@$(if $(wildcard .venv/bin/uv),.venv/bin/uv,uv) pip install -q --python $(PYTHON) --no-deps --require-hashes -r requirements/fuzz.txt
+	@PYTHONPATH=operator:trainer:tests $(PYTHON) -m fuzzing.guided $(SECONDS_EACH)
 
 lint: install ## ruff, import rules, house rules
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/lint-imports --no-cache
@@ -51,6 +57,7 @@ lock: ## requirements/*.txt from pyproject.toml, with hashes
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group build -o requirements/build.txt
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group kernels -c requirements/trainer.txt -o requirements/kernels.txt
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group bench -c requirements/trainer.txt -o requirements/bench.txt
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group fuzz -o requirements/fuzz.txt
 
 cluster: install ## a real Kubernetes with two nodes on this machine (Linux, root, Go)
 	@$(PYTHON) tests/devcluster up
@@ -69,6 +76,9 @@ bench-prepare: install ## preparation against the bare tokenizer
 
 bench-metrics: install ## what metrics cost: a scrape, and their share of a training
 	@PYTHONPATH=operator:trainer $(PYTHON) -m bench.metrics
+
+bench-scale: install ## one operator and a thousand running jobs (as for the cluster; a quick look: ARGS="--jobs 100 --seconds 60")
+	@PYTHONPATH=operator:trainer $(PYTHON) -m bench.scale $(ARGS)
 
 bench-trainer: install ## tokens/s against TRL and a plain loop on the same work (16 GB; a quick look: ARGS="--repetitions 1 --steps 4")
 	@$(PYTHON) -m bench.trainer $(ARGS)

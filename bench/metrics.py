@@ -2,7 +2,8 @@
 
 Scrapes: a real launcher with eight ranks that write all their metrics ten times a second, as in a training of very short
 steps. Training: a real one of two ranks in which every call of the metrics is timed on its own thread's CPU clock, so the
-share is of one and the same run, and a busy machine distorts it little.
+share is of one and the same run, and a busy machine distorts it little. With and without: another one in which every other
+step is made without metrics, so that what changes with time changes both alike; tokens/s need a quiet machine.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import tiny  # noqa: E402 - after the path to it
 from gang import Job, token_rows, write_cache  # noqa: E402
 from launching import Pod, train_config  # noqa: E402
 
-RANKS, SCRAPES, STEPS = 8, 30, 24
+RANKS, SCRAPES, STEPS, ALTERNATING_STEPS = 8, 30, 24, 103
 WRITER = """
 from sft_trainer.metrics import Metrics
 metrics = Metrics(sftjob="bot", attempt=1, rank=rank)
@@ -73,6 +74,27 @@ with open(os.environ["SFTJOB_RUN"] + f"/spent-{os.environ['RANK']}.json", "w") a
     json.dump(spent, file)
 raise SystemExit(code)
 """
+ALTERNATING_RANK = """
+import json, os, time
+from sft_trainer import train
+from sft_trainer.metrics import Metrics
+found = {"with": [], "without": []}
+last = None
+count = Metrics.step
+def step(self, **words):
+    global last
+    now = time.perf_counter()
+    if last is not None and words["step"] > 4:  # warm by then
+        found[last[1]].append(words["tokens"] / (now - last[0]))
+    last = now, ("with", "without")[words["step"] % 2]
+    if last[1] == "with":
+        count(self, **words)
+Metrics.step = step
+code = train.main()
+with open(os.environ["SFTJOB_RUN"] + f"/spent-{os.environ['RANK']}.json", "w") as file:
+    json.dump(found, file)
+raise SystemExit(code)
+"""
 
 
 def main() -> int:
@@ -80,6 +102,8 @@ def main() -> int:
         report("scrape_of_8_ranks_milliseconds", scrapes(Path(name)))
     with tempfile.TemporaryDirectory() as name:
         report("share_of_cpu_percent", shares(Path(name)))
+    with tempfile.TemporaryDirectory() as name:
+        report("fewer_tokens_per_second_with_metrics_percent", differences(Path(name)))
     return 0
 
 
@@ -103,6 +127,25 @@ def scrapes(folder: Path) -> list[float]:
 
 def shares(folder: Path) -> list[float]:
     """Percent of a rank's CPU time that metrics took, by rank."""
+    found = []
+    for rank, spent in enumerate(trained(folder, TIMED_RANK.replace("STEPS", str(STEPS)), STEPS)):
+        say(rank=rank, **spent, milliseconds_per_step=1000 * spent["cpu"] / (STEPS - 3))
+        found.append(100 * spent["cpu"] / spent["whole"])
+    return found
+
+
+def differences(folder: Path) -> list[float]:
+    """By how many percent the median step with metrics trains fewer tokens per second than the one without, by rank."""
+    found = []
+    for rank, speeds in enumerate(trained(folder, ALTERNATING_RANK, ALTERNATING_STEPS)):
+        median = {how: statistics.median(values) for how, values in speeds.items()}
+        say(rank=rank, steps={how: len(values) for how, values in speeds.items()}, tokens_per_second=median)
+        found.append(100 * (1 - median["with"] / median["without"]))
+    return found
+
+
+def trained(folder: Path, rank: str, steps: int) -> list[dict[str, Any]]:
+    """What each of two ranks that run this script has written down."""
     volume = folder / "workspace"
     tiny.model(volume / "models" / "tiny", hidden=512, layers=6)
     write_cache(volume / "cache", token_rows(400, seed=1, longest=250), token_rows(8, seed=2))
@@ -111,7 +154,7 @@ def shares(folder: Path) -> list[float]:
     batch: dict[str, Any] = {"training__globalBatchSize": 8, "training__gradientAccumulationSteps": 4}
     config = job.config(
         **batch,
-        training__maxSteps=STEPS,
+        training__maxSteps=steps,
         data__maxLength=512,
         evaluation__periodSteps=10,
         checkpoint__periodSteps=10,
@@ -119,17 +162,12 @@ def shares(folder: Path) -> list[float]:
     config["topology"] = train_config(1, 2)["topology"]
     (pod.config / "train.json").write_text(json.dumps(config))
     script = folder / "rank.py"
-    script.write_text(TIMED_RANK.replace("STEPS", str(STEPS)))
+    script.write_text(rank)
     command = f"command=[sys.executable, {str(script)!r}], port=0"
     driver = f"import sys; from sft_trainer.launch import launch; sys.exit(launch({command}))"
     environment = {**pod.environment, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", driver], env=environment, check=True, stdout=sys.stderr)
-    found = []
-    for rank in range(2):
-        spent = json.loads((pod.run / f"spent-{rank}.json").read_text())
-        say(rank=rank, **spent, milliseconds_per_step=1000 * spent["cpu"] / (STEPS - 3))
-        found.append(100 * spent["cpu"] / spent["whole"])
-    return found
+    return [json.loads((pod.run / f"spent-{number}.json").read_text()) for number in range(2)]
 
 
 def report(figure: str, values: list[float]) -> None:

@@ -106,7 +106,12 @@ class Reconciler:
         except Conflict as error:  # no failure: the view lags behind the spec, and is about to show it
             logger.info("%s", error, extra=subject(key))
             return _STALE_SECONDS
-        return next_step.requeue_after if is_there else None
+        return self._again(key, next_step.requeue_after) if is_there else None
+
+    def _again(self, key: Key, after: float | None) -> float | None:
+        """When to come back: `after`, or for the next poll, which a pass in between must not put off."""
+        poll = self._poller.due(key)
+        return after if after is None or poll is None else min(after, poll)
 
     async def _tell(self, key: Key, body: Manifest, planned: Step) -> bool:
         """Status, then Events; False when the SFTJob is gone."""

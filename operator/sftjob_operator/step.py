@@ -142,8 +142,10 @@ def _is_worth_writing(old: Status, new: Status, world: World) -> bool:
 
 
 def _jitter(job: SFTJob) -> float:
-    """0.9 to 1.1, always the same for a job: jobs started together do not write together for ever."""
-    return 0.9 + zlib.crc32(f"{job.uid}{job.name}".encode()) % 1000 / 5000
+    """1.05 to 1.15, always the same for a job: jobs started together do not write together for ever, and none writes
+    early because the time of its last write is kept in whole seconds.
+    """
+    return 1.05 + zlib.crc32(f"{job.uid}{job.name}".encode()) % 1000 / 10000
 
 
 def _essence(status: Status) -> Status:

@@ -6,11 +6,11 @@ a view that can be frozen, as an informer's cache is when its watch lags behind.
 
 from __future__ import annotations
 
-import copy
 import itertools
+import pickle
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sftjob_operator.api.names import LABEL_JOB
 from sftjob_operator.api.v1alpha1 import API_VERSION, KIND
@@ -24,6 +24,14 @@ from sftjob_operator.cluster.base import (
     Ref,
     ref_of,
 )
+
+T = TypeVar("T")
+
+
+def copied(value: T) -> T:
+    """A deep copy, several times as fast as the standard library's."""
+    return pickle.loads(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))  # type: ignore[no-any-return]
+
 
 START = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -47,7 +55,7 @@ class FakeCluster:
 
     def freeze(self) -> None:
         """The view stops following."""
-        self._frozen = copy.deepcopy(self.objects)
+        self._frozen = copied(self.objects)
 
     def thaw(self) -> None:
         """The view shows the present again, and the watch tells of everything."""
@@ -62,7 +70,7 @@ class FakeCluster:
 
     def put(self, manifest: Manifest) -> Manifest:
         """Store as it is, as if someone else had created it."""
-        stored = copy.deepcopy(manifest)
+        stored = copied(manifest)
         stored["metadata"].setdefault("uid", f"uid-{next(self._uids)}")
         stored["metadata"].setdefault("creationTimestamp", self._now().strftime("%Y-%m-%dT%H:%M:%SZ"))
         self.objects[ref_of(stored)] = stored
@@ -70,7 +78,7 @@ class FakeCluster:
 
     def update(self, ref: Ref, **fields: Any) -> None:
         """Change top-level fields, as a controller would."""
-        self.objects[ref].update(copy.deepcopy(fields))
+        self.objects[ref].update(copied(fields))
         self._touch(ref)
 
     def of_kind(self, kind: str) -> list[Manifest]:
@@ -113,12 +121,12 @@ class FakeCluster:
 
     async def get(self, ref: Ref) -> Manifest | None:
         self._call("get", ref.kind)
-        return copy.deepcopy(self.objects.get(ref))
+        return copied(self.objects.get(ref))
 
     async def list(self, api: str, kind: str, namespace: str, labels: dict[str, str]) -> Sequence[Manifest]:
         self._call("list", kind)
         return [
-            copy.deepcopy(manifest)
+            copied(manifest)
             for ref, manifest in self.objects.items()
             if (ref.api, ref.kind) == (api, kind)
             and namespace in ("", ref.namespace)
@@ -135,7 +143,7 @@ class FakeCluster:
             raise NotFound(404, "NotFound", "another uid")
         if generation not in (None, stored["metadata"].get("generation")):
             raise Conflict(409, "Conflict", "the spec has changed")
-        stored["status"] = copy.deepcopy(status)
+        stored["status"] = copied(status)
         return self._touch(ref)
 
     async def emit_event(self, regarding: Manifest, event: Event) -> None:
@@ -153,11 +161,11 @@ class FakeCluster:
     # ------------------------------------------------------------------ View
 
     def sftjob(self, key: Key) -> Manifest | None:
-        return copy.deepcopy(self._shown().get(Ref(API_VERSION, KIND, *key)))
+        return copied(self._shown().get(Ref(API_VERSION, KIND, *key)))
 
     def jobs(self, key: Key) -> Sequence[Manifest]:
         return [
-            copy.deepcopy(manifest)
+            copied(manifest)
             for ref, manifest in self._shown().items()
             if ref.kind == "Job"
             and ref.namespace == key.namespace
@@ -188,7 +196,7 @@ class FakeCluster:
         stored = self.objects[ref]
         stored["metadata"]["resourceVersion"] = str(next(self._versions))
         self._tell(stored)
-        return copy.deepcopy(stored)
+        return copied(stored)
 
     def _tell(self, manifest: Manifest) -> None:
         if self._frozen is None:
@@ -207,7 +215,7 @@ class FakeCluster:
 def _merged(stored: Any, patch: Any) -> Any:
     """RFC 7386."""
     if not isinstance(patch, dict):
-        return copy.deepcopy(patch)
+        return copied(patch)
     result = dict(stored) if isinstance(stored, dict) else {}
     for name, value in patch.items():
         if value is None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sft_trainer.config import Progress
-from sftjob_operator.cluster.base import Key, Manifest
+from sftjob_operator.cluster.base import ClusterError, Key, Manifest
 from sftjob_operator.polling import INDEX, ProgressPoller
 from shell.fake_cluster import FakeCluster
 
@@ -74,6 +74,53 @@ async def test_a_pod_that_stops_answering_is_looked_up_again_and_the_last_word_s
     assert progress is not None
     assert progress.step == 5
     assert cluster.calls.count(("list", "Pod")) == 2
+
+
+async def test_a_pod_that_hangs_holds_a_pass_for_a_moment_and_its_late_answer_counts() -> None:
+    cluster, poller = training()
+    answer = cluster.fetch_progress
+
+    async def slow(pod: Manifest) -> bytes | None:
+        await asyncio.sleep(1.5)
+        return await answer(pod)
+
+    cluster.fetch_progress = slow  # type: ignore[method-assign]
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    assert await poller.poll(KEY, LABELS) is None
+    assert loop.time() - began < 0.5
+    assert poller.due(KEY) == 1.0
+    await asyncio.sleep(2)
+    progress = await poller.poll(KEY, LABELS)
+    assert progress is not None
+    assert asked(cluster) == 1
+
+
+async def test_a_pod_that_does_not_answer_is_asked_less_and_less_often_and_in_time_again_when_it_does() -> (
+    None
+):
+    cluster, poller = training()
+    cluster.progress = None
+    for _ in range(300):
+        await poller.poll(KEY, LABELS)
+        await asyncio.sleep(1)
+    assert 6 <= asked(cluster) <= 9
+    cluster.progress = said(5)
+    await asyncio.sleep(60)
+    before = asked(cluster)
+    for _ in range(60):
+        await poller.poll(KEY, LABELS)
+        await asyncio.sleep(1)
+    assert 6 <= asked(cluster) - before <= 7
+
+
+async def test_a_failing_api_server_fails_the_pass_and_not_a_forgotten_question() -> None:
+    cluster, poller = training()
+    cluster.fail("list", "Pod", ClusterError("no"), times=1)
+    with pytest.raises(ClusterError):
+        await poller.poll(KEY, LABELS)
+    await asyncio.sleep(10)
+    assert await poller.poll(KEY, LABELS) is not None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from sft_trainer.config import METRICS_PORT
 from sftjob_operator.cluster import http
 from sftjob_operator.cluster.base import (
     AlreadyExists,
@@ -282,6 +283,28 @@ async def test_inside_the_cluster_a_pod_is_asked_without_our_token_and_only_by_a
     assert await cluster.fetch_progress({**POD, "status": {"podIP": "evil.example/#"}}) is None
     assert await cluster.fetch_progress({**POD, "status": {}}) is None
     await cluster.close()
+
+
+async def test_no_connection_to_a_pod_is_kept_open_for_the_next_question() -> None:
+    heard: list[str] = []
+
+    async def progress(request: web.Request) -> web.Response:
+        heard.append(request.headers["Connection"])
+        assert "Authorization" not in request.headers
+        return web.Response(text="{}")
+
+    app = web.Application()
+    app.add_routes([web.get("/progress", progress)])
+    runner = web.AppRunner(app, shutdown_timeout=0.2)
+    await runner.setup()
+    cluster = KubernetesCluster(Connection("http://127.0.0.1:1", static_token("secret"), in_cluster=True))
+    try:
+        await web.TCPSite(runner, "127.83.70.84", METRICS_PORT).start()
+        assert await cluster.fetch_progress({**POD, "status": {"podIP": "127.83.70.84"}}) == b"{}"
+    finally:
+        await cluster.close()
+        await runner.cleanup()
+    assert heard == ["close"]
 
 
 @pytest.mark.parametrize(("code", "expected"), [(200, True), (404, False)])

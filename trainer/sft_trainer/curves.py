@@ -71,5 +71,5 @@ def _parsed(line: str) -> dict[str, Any] | None:
     try:
         point = json.loads(line)
         return {**point, "step": int(point["step"])}
-    except (ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None  # half a line, or none: from a run that was killed, or a node that lost power

@@ -103,5 +103,5 @@ def _event(line: str) -> Event | None:
         found = json.loads(line)
         kind, uid, attempt = str(found.pop("kind")), str(found.pop("uid")), int(found.pop("attempt"))
         return Event(kind, uid, attempt, float(found.pop("time")), found)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None  # half a line, of a node that lost power

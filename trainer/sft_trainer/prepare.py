@@ -137,7 +137,7 @@ def read_config(path: Path) -> PrepareConfig:
     """prepare.json; UserError InvalidConfig says which field is wrong, or that its version is another's."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise UserError("InvalidConfig", f"{path.name} cannot be read: {exc}") from exc
     version = document.get("schemaVersion", SCHEMA_VERSION) if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:

@@ -145,5 +145,5 @@ def load_json(path: Path) -> Any:
         raise CliError(f"{path}: no such file") from None
     except json.JSONDecodeError as error:
         raise CliError(f"{path} line {error.lineno}: not JSON: {error.msg}") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CliError(f"{path} cannot be read: {error}") from None

@@ -7,11 +7,9 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.live import Live
 
-from sft_trainer.config import Progress
 from sftjob_operator.api.status import ProgressStatus
 from sftjob_operator.cli import farewell, jobs, live, logs, table
 from sftjob_operator.cli.errors import FAILED, OK, UNKNOWN, CliError
@@ -21,6 +19,7 @@ from sftjob_operator.cli.place import Place, Where, opened
 from sftjob_operator.cli.session import now
 from sftjob_operator.cluster.base import ClusterError, Manifest, Rejected
 from sftjob_operator.policy.running import progress_of
+from sftjob_operator.reports import read_progress
 
 LOOK_SECONDS = 2.0
 
@@ -99,11 +98,8 @@ async def _fresh(place: Place, job: Manifest, pods: Sequence[Manifest]) -> Manif
     if first is None or first.get("status", {}).get("phase") != "Running":
         return job
     body = await place.client.fetch_progress(first)
-    try:
-        heard = Progress.model_validate_json(body or b"")
-    except ValidationError:
-        return job
-    if heard.total_steps == 0:
+    heard = read_progress(body)
+    if heard is None or heard.total_steps == 0:
         return job
     told: ProgressStatus = progress_of(heard)
     fresh = told.model_dump(mode="json", by_alias=True, exclude_none=True)

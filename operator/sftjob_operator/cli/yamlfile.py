@@ -7,6 +7,7 @@ refused by name: a job must not mean one thing here and another in a cluster.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ Place = tuple[str | int, ...]
 """Keys and indexes from the top of the document."""
 
 _DEPTH = 64
+_VALUES = 100_000
+"""More than any SFTJob has; a few lines of aliases of aliases stand for billions."""
 _INT64 = range(-(2**63), 2**63)
 _BOOLEANS = {"true": ("y", "yes", "on"), "false": ("n", "no", "off")}
 
@@ -73,7 +76,7 @@ def read(path: Path) -> Document:
         raise CliError(f"{path}: {len(documents)} documents; give one SFTJob per file")
     source = documents[0]
     try:
-        return Document(path, _json(source, ()), source)
+        return Document(path, _json(source, (), itertools.count()), source)
     except _Wrong as error:
         where = Document(path, None, source).at(error.place)
         raise CliError(f"{where}: {field(error.place)}: {error}") from None
@@ -100,13 +103,15 @@ def _mark(path: Path, error: MarkedYAMLError) -> str:
     return str(path) if error.problem_mark is None else f"{path} line {error.problem_mark.line + 1}"
 
 
-def _json(value: Any, place: Place) -> Any:
+def _json(value: Any, place: Place, seen: Iterator[int]) -> Any:
     if len(place) > _DEPTH:
         raise _Wrong(place[:3], f"nested too deeply: an SFTJob has no more than {_DEPTH} levels")
+    if next(seen) > _VALUES:
+        raise _Wrong(place[:3], f"more than {_VALUES:,} values, with what aliases stand for: write fewer")
     if isinstance(value, Mapping):
-        return dict(_items(value, place))
+        return dict(_items(value, place, seen))
     if isinstance(value, list):
-        return [_json(item, (*place, index)) for index, item in enumerate(value)]
+        return [_json(item, (*place, index), seen) for index, item in enumerate(value)]
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -120,12 +125,12 @@ def _json(value: Any, place: Place) -> Any:
     raise _Wrong(place, "a date, or a value with a YAML tag: put it in quotes")
 
 
-def _items(value: Mapping[Any, Any], place: Place) -> Iterator[tuple[str, Any]]:
+def _items(value: Mapping[Any, Any], place: Place, seen: Iterator[int]) -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
         if not isinstance(key, str):
             shown = "null" if key is None else str(key).lower() if isinstance(key, bool) else key
             raise _Wrong(place, f"the key {shown} is not text: put it in quotes")
-        yield _text(key, (*place, key)), _json(item, (*place, key))
+        yield _text(key, (*place, key)), _json(item, (*place, key), seen)
 
 
 def _integer(value: int, place: Place) -> int:

@@ -103,7 +103,9 @@ class ApiClient:
 
     async def limited(self, url: str, limit_bytes: int, seconds: float, *, signed: bool) -> bytes | None:
         """GET from a place we do not trust: no redirect, no retry, a limit; None when not to be had."""
-        headers = await self._authorization() if signed else {}
+        # Unsigned is a pod's own server: an idle connection to each would be an open file a job, for a request in ten
+        # seconds, after which the pod closes it anyway.
+        headers = await self._authorization() if signed else {"Connection": "close"}
         timeout = aiohttp.ClientTimeout(total=seconds)
         try:
             async with self._session.get(

@@ -9,21 +9,31 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 
 from sft_trainer.config import Report
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
 _SAMPLES = 8
+_LONGEST = 255  # bytes of a path; ours have a few dozen, and a file system takes no longer name
+
+
+def _inside(path: str) -> str:
+    """A manifest may be damaged: no path in it leads out of the checkpoint, or is none."""
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\0" in path or len(path.encode()) > _LONGEST:
+        raise ValueError("not a path in the checkpoint")
+    return path
 
 
 class FileEntry(Report):
     """One file of a checkpoint; `path` is relative to its directory."""
 
-    path: str
+    path: Annotated[str, AfterValidator(_inside)]
     size: int
     sha256: str
     sample: str  # sha256 of the sampled blocks

@@ -37,6 +37,8 @@ def read_train_config(path: Path) -> TrainConfig:
         document = json.loads(_text(path))
     except json.JSONDecodeError as error:
         raise UserError("InvalidTrainConfig", f"{path.name} line {error.lineno}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, endless brackets
+        raise UserError("InvalidTrainConfig", f"{path.name} cannot be read: {error}") from error
     version = document.get("schemaVersion", 1) if isinstance(document, dict) else 1
     if version != config.SCHEMA_VERSION:
         raise UserError(
