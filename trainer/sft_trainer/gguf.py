@@ -14,7 +14,7 @@ import os
 import time
 from pathlib import Path
 
-from sft_trainer import layout
+from sft_trainer import foreign, layout
 from sft_trainer.data import cache
 from sft_trainer.errors import UserError, classify
 
@@ -65,9 +65,11 @@ def _convert(path: Path, directory: Path) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     folder, name = str(path.parent), path.name
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, gguf_file=name, local_files_only=True, **foreign.NO_CODE
+    )
     read = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=name, dtype=torch.float32, local_files_only=True
+        folder, gguf_file=name, dtype=torch.float32, local_files_only=True, **foreign.NO_CODE
     )
     fields = {
         k: v for k, v in read.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")

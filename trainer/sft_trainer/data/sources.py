@@ -9,10 +9,10 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from sft_trainer import layout
 from sft_trainer.config import DataSource
@@ -20,7 +20,11 @@ from sft_trainer.data.formats import RowError, parse_json
 from sft_trainer.errors import UserError
 
 SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".parquet": "parquet"}
-_PARQUET_BATCH = 1024
+_PARQUET_BATCH, _PARQUET_BYTES = 1024, 64 << 20
+_LINE = 64 << 20
+"""Bytes of one row, ten million tokens."""
+_DOCUMENT = 1 << 30
+"""Bytes of a JSON array, which takes some twenty times that in memory."""
 
 
 class Place(NamedTuple):
@@ -71,7 +75,7 @@ class Opened:
             kind = SUFFIXES[path.suffix.lower()]
             if kind == "lines":
                 with path.open("rb") as stream:
-                    yield from _lines(stream, self.label, name)
+                    yield from _lines(_bounded(stream), self.label, name)
             elif kind == "json":
                 yield from _json(path, self.label, name)
             else:
@@ -150,11 +154,23 @@ def _not_found(field: str, path: str, workspace: Path) -> str:
     return f"{field}.path: {path} {verb} in the workspace; {place} holds {shown or 'nothing'}"
 
 
-def _lines(lines: Any, label: str, name: str) -> Iterator[SourceRow]:
+def _bounded(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long only the beginning, which is too long too."""
+    while line := stream.readline(_LINE + 1):
+        yield line
+        while len(line) > _LINE and line[-1:] != b"\n":
+            line = stream.readline(_LINE + 1)
+
+
+def _lines(lines: Iterable[bytes], label: str, name: str) -> Iterator[SourceRow]:
     """JSON lines from bytes; blank lines are not rows."""
     for number, raw in enumerate(lines, start=1):
         place = Place(label, name, "line", number)
         try:
+            if len(raw) > _LINE:
+                raise RowError(
+                    f"has more than {_LINE >> 20} MiB: is the file one JSON document? Name it .json"
+                )
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             if text.strip():
                 yield SourceRow(place, parse_json(text))
@@ -166,6 +182,12 @@ def _lines(lines: Any, label: str, name: str) -> Iterator[SourceRow]:
 
 def _json(path: Path, label: str, name: str) -> Iterator[SourceRow]:
     """An array of rows, an object with one list of rows, or JSON lines under the wrong name."""
+    if (size := path.stat().st_size) > _DOCUMENT:
+        raise UserError(
+            "InvalidRow",
+            f"{label} {name}: a JSON document of {size >> 20:,} MiB would have to be read whole; write one row per "
+            "line (.jsonl), which is read piece by piece",
+        )
     data = path.read_bytes()
     if not data.strip():
         return
@@ -204,7 +226,7 @@ def _parquet(path: Path, label: str, name: str) -> Iterator[SourceRow]:
     number = 0
     try:
         with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=_PARQUET_BATCH):
+            for batch in table.iter_batches(batch_size=_batch_size(table.metadata)):
                 for index in range(batch.num_rows):
                     number += 1
                     place = Place(label, name, "row", number)
@@ -221,6 +243,13 @@ def _parquet(path: Path, label: str, name: str) -> Iterator[SourceRow]:
         raise UserError(
             "InvalidRow", f"{label} {name}{after}: not a readable Parquet file ({exc}); write the file again"
         ) from exc
+
+
+def _batch_size(metadata: Any) -> int:
+    """Rows that are read at once, by what the largest group of rows says that it holds."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+    return max(1, min(_PARQUET_BATCH, _PARQUET_BYTES // max(widest, 1)))
 
 
 def _count(path: Path) -> int:

@@ -6,7 +6,6 @@ beside it. What is missing is an error that says which file and what to do, befo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from sft_trainer import layout
+from sft_trainer import foreign, layout
 from sft_trainer.config import ChatTemplate as TemplateSource
 from sft_trainer.data.bytewise import Sizes, token_sizes
 from sft_trainer.data.template import ChatTemplate, TemplateError
@@ -27,6 +26,7 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+_LARGEST = 256 * foreign.MEBIBYTE
 _OTHER_KINDS = ("tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model", "tekken.json")
 
 
@@ -38,7 +38,7 @@ class Tokenizer:
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise UserError("TokenizerMissing", _missing(directory))
-        self.content = path.read_bytes()
+        self.content = foreign.content(path, "TokenizerMissing", _LARGEST)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(self.content)
         except Exception as exc:  # the library raises bare Exception for whatever it cannot read
@@ -120,11 +120,12 @@ def preset(tokenizer: Tokenizer) -> str:
 def _own_template(directory: Path) -> str | None:
     file = directory / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return foreign.text(file, "InvalidChatTemplate")
     for name in ("tokenizer_config.json", "chat_template.json"):
         found = _json(directory / name).get("chat_template")
         if isinstance(found, list):  # several named ones
-            named = {entry.get("name"): entry.get("template") for entry in found}
+            entries = [entry for entry in found if isinstance(entry, dict)]
+            named = {str(entry.get("name")): entry.get("template") for entry in entries}
             found = named.get("default") or next(iter(named.values()), None)
         if isinstance(found, str) and found:
             return found
@@ -133,7 +134,7 @@ def _own_template(directory: Path) -> str | None:
 
 def _file(path: str, workspace: Path) -> str:
     try:
-        return layout.within(workspace, path).read_text(encoding="utf-8")
+        return foreign.text(layout.within(workspace, path), "InvalidChatTemplate")
     except (ValueError, OSError) as exc:
         words = (
             "was not found in the workspace"
@@ -157,10 +158,7 @@ def _special_tokens(directory: Path) -> dict[str, str]:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as exc:
-        raise UserError("TokenizerMissing", f"{layout.shown(path)} is not valid JSON: {exc}") from exc
+    document = foreign.document(path, "TokenizerMissing")
     return document if isinstance(document, dict) else {}
 
 
