@@ -14,13 +14,11 @@ import os
 import time
 from pathlib import Path
 
-from sft_trainer import foreign, layout
+from sft_trainer import foreign, ggufheader, layout
 from sft_trainer.data import cache
 from sft_trainer.errors import UserError, classify
 
 logger = logging.getLogger(__name__)
-
-_MAGIC = b"GGUF"
 
 
 def convert(path: Path, workspace: Path) -> tuple[Path, str]:
@@ -29,8 +27,14 @@ def convert(path: Path, workspace: Path) -> tuple[Path, str]:
     UserError InvalidModel if the file is no GGUF, or of an architecture that transformers cannot read.
     """
     with path.open("rb") as stream:
-        if stream.read(4) != _MAGIC:
+        if stream.read(4) != ggufheader.MAGIC:
             raise UserError("InvalidModel", f"model.path: {path.name} is not a GGUF file; copy it again")
+        try:
+            ggufheader.check(path)
+        except ValueError as exc:
+            raise UserError(
+                "InvalidModel", f"model.path: {path.name} is damaged: its header {exc}; copy it again"
+            ) from exc
         stream.seek(0)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     entry = layout.model_cache(workspace) / digest[:16]
