@@ -66,6 +66,16 @@ def tensor(shape: Any, offsets: Any = (0, 8), dtype: Any = "F32") -> dict[str, A
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
+def tokenizer(**changed: Any) -> Spoil:
+    """tokenizer.json with other parts."""
+
+    def spoil(model: Path) -> None:
+        path = model / "tokenizer.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+    return spoil
+
+
 def index(weight_map: Any) -> Spoil:
     return text("model.safetensors.index.json", json.dumps({"weight_map": weight_map}))
 
@@ -124,6 +134,10 @@ FOLDERS: dict[str, tuple[Spoil, str]] = {
         text("tokenizer.json", '{"version":"1.0","model":{"type":"BPE","vocab":{},"merges":["a b"]}}'),
         "tokenizer.json",
     ),
+    "tokenizer-panics-when-loaded": (tokenizer(normalizer={"type": "Precompiled", "precompiled_charsmap": "CAAAAP////////////8="}), "tokenizer.json"),
+    "tokenizer-panics-when-used": (tokenizer(pre_tokenizer={"type": "FixedLength", "length": 0}), "tokenizer.json"),
+    "tokenizer-panics-in-its-normalizer": (tokenizer(normalizer={"type": "Replace", "pattern": {"Regex": ""}, "content": "x"}), "tokenizer.json"),
+    "tokenizer-with-a-token-of-billions": (tokenizer(model={"type": "WordLevel", "unk_token": "a", "vocab": {"a": 4294967295}}), "token"),
     "tokenizer-config-nested": (text("tokenizer_config.json", NESTED), "tokenizer_config.json"),
     "tokenizer-config-of-gigabytes": (large("tokenizer_config.json", "{"), "tokenizer_config.json"),
     "template-of-gigabytes": (large("chat_template.jinja"), "chat_template.jinja"),

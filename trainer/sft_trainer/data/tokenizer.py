@@ -6,7 +6,8 @@ beside it. What is missing is an error that says which file and what to do, befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _LARGEST = 256 * foreign.MEBIBYTE
+_HIGHEST = 10_000_000
 _OTHER_KINDS = ("tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model", "tekken.json")
 
 
@@ -39,23 +41,41 @@ class Tokenizer:
         if not path.is_file():
             raise UserError("TokenizerMissing", _missing(directory))
         self.content = foreign.content(path, "TokenizerMissing", _LARGEST)
-        try:
+        self._path = path
+        with self._named():
             self._tokenizer = tokenizers.Tokenizer.from_buffer(self.content)
-        except Exception as exc:  # the library raises bare Exception for whatever it cannot read
+        highest = max(self._tokenizer.get_vocab().values(), default=0)
+        if highest > _HIGHEST:  # tables of tokens are as long as the highest number
             raise UserError(
-                "TokenizerMissing", f"{layout.shown(directory)}/tokenizer.json cannot be read: {exc}"
-            ) from exc
+                "TokenizerMissing",
+                f"{layout.shown(path)} cannot be used: a token has the number {highest}; copy it from the model again",
+            )
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.special_tokens = _special_tokens(directory)
 
     def encode(self, texts: list[str]) -> list[tokenizers.Encoding]:
         """Tokens of rendered texts: nothing is added, the template has already named every special token."""
-        return self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        with self._named():
+            return self._tokenizer.encode_batch(texts, add_special_tokens=False)
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """The same tokens without their places, which takes less time."""
-        return [one.ids for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        with self._named():
+            return [one.ids for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """UserError with the file for what the library says of it: a bare Exception, or a panic, which is not even that."""
+        try:
+            yield
+        except BaseException as exc:
+            if type(exc).__name__ != "PanicException" and not isinstance(exc, Exception):
+                raise
+            raise UserError(
+                "TokenizerMissing",
+                f"{layout.shown(self._path)} cannot be used: {str(exc)[:300]}; copy it from the model again",
+            ) from exc
 
     @cached_property
     def sizes(self) -> Sizes | None:
