@@ -33,7 +33,8 @@ def verdict(image: str, answer: str, said: str) -> tuple[int, list[str]]:
     if unasked:
         lines.append(
             f"{image}: {len(unasked)} of {len(packages)} packages are unknown to the index that was asked "
-            f"({unasked[0]}, ...); ask one that knows vulnerabilities (PIP_INDEX_URL), or another database: make audit ARGS='-s osv'"
+            f"({unasked[0]}, ...); ask one that knows vulnerabilities (PIP_INDEX_URL), or another database: "
+            "make audit ARGS='-s osv'"
         )
     if not lines:
         return CLEAN, [f"{image}: no vulnerability is known in {len(packages)} packages"]
