@@ -14,7 +14,7 @@ import pytest
 import hostile
 from preparing import CHAT, Room, chat
 from sft_trainer.config import ExitCode
-from sft_trainer.data import sources
+from sft_trainer.data import parquet, sources
 
 
 @pytest.fixture(autouse=True)
@@ -74,12 +74,12 @@ def test_a_file_that_is_no_parquet_is_named(room: Room, content: bytes):
 
 
 def test_a_parquet_file_of_long_rows_is_read_a_few_at_a_time(room: Room, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "_PARQUET_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet, "_BYTES", 1 << 20)
     path = room.workspace / "datasets" / "chats.parquet"
     rows = {"prompt": [f"{n:03}" + "a" * (250 << 10) for n in range(20)], "completion": ["b"] * 20}
     pq.write_table(pa.table(rows), path, compression="zstd")
     assert path.stat().st_size < 100_000
-    assert sources._batch_size(pq.read_metadata(path)) == 4
+    assert parquet.batch_size(pq.read_metadata(path)) == 4
     assert (
         room.run(
             train=[{"name": "0", "path": "datasets/chats.parquet"}], lossOn="AllTokens"

@@ -210,9 +210,8 @@ def _inference_settings(model: Any) -> Iterator[None]:
 
 
 def _load(directory: Path, dtype: torch.dtype | str) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        str(directory), dtype=dtype, local_files_only=True, **foreign.NO_CODE_NO_PICKLES
-    )
+    options = {"dtype": dtype, "local_files_only": True, **foreign.NO_CODE_NO_PICKLES}
+    return transformers.AutoModelForCausalLM.from_pretrained(str(directory), **options)
 
 
 def _check(

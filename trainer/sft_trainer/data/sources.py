@@ -16,11 +16,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 from sft_trainer import layout
 from sft_trainer.config import DataSource
+from sft_trainer.data import parquet
 from sft_trainer.data.formats import RowError, parse_json
 from sft_trainer.errors import UserError
 
 SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".parquet": "parquet"}
-_PARQUET_BATCH, _PARQUET_BYTES = 1024, 64 << 20
 _LINE = 64 << 20
 """Bytes of one row, ten million tokens."""
 _DOCUMENT = 1 << 30
@@ -220,47 +220,21 @@ def _rows_of(document: Any, label: str, name: str) -> list[Any]:
 
 
 def _parquet(path: Path, label: str, name: str) -> Iterator[SourceRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     number = 0
     try:
-        with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=_batch_size(table.metadata)):
-                for index in range(batch.num_rows):
-                    number += 1
-                    place = Place(label, name, "row", number)
-                    try:
-                        row = batch.slice(index, 1).to_pylist()[0]
-                    except (ValueError, ArithmeticError) as exc:  # bytes that are no text, dates out of range
-                        yield SourceRow(place, error=RowError(f"a value cannot be read ({exc})"))
-                    else:
-                        yield SourceRow(place, row)
-    except (pa.ArrowException, OSError) as exc:
-        if getattr(exc, "errno", None) is not None or isinstance(exc, MemoryError):
-            raise  # the volume's or the machine's fault; what Arrow says of damaged pages has no errno
+        for number, row in enumerate(parquet.rows(path), start=1):
+            error = RowError(f"a value cannot be read ({row})") if isinstance(row, Exception) else None
+            yield SourceRow(Place(label, name, "row", number), None if error else row, error)
+    except parquet.Damaged as exc:
         after = f" after row {number}" if number else ""
         raise UserError(
             "InvalidRow", f"{label} {name}{after}: not a readable Parquet file ({exc}); write the file again"
         ) from exc
 
 
-def _batch_size(metadata: Any) -> int:
-    """Rows that are read at once, by what the largest group of rows says that it holds."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    widest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
-    return max(1, min(_PARQUET_BATCH, _PARQUET_BYTES // max(widest, 1)))
-
-
 def _count(path: Path) -> int:
     if SUFFIXES[path.suffix.lower()] == "parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return int(pq.read_metadata(path).num_rows)
-        except (pa.ArrowException, OSError):
-            return 0  # reading it says what is wrong
+        return parquet.count(path)
     with path.open("rb") as stream:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b""))
 
