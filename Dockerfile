@@ -5,8 +5,20 @@
 # with venv. Behind a mirror or an inspecting proxy hand over `--secret id=package-index,src=FILE` (lines NAME='value'
 # of PIP_* and UV_* variables) and `--secret id=ca-certificates,src=BUNDLE`: neither leaves a trace in the image.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
+# What the operator runs on: nothing but Python is used of it, so one without shell and package manager will do, with
+# the same Python at the same path.
+ARG OPERATOR_IMAGE=${PYTHON_IMAGE}
 # torch's wheels bring CUDA themselves, so no CUDA base is needed. One with cuda-compat helps older drivers.
 ARG TRAINER_IMAGE=${PYTHON_IMAGE}
+# Which torch the trainer has: as PyPI has it, with CUDA 13, or one of PyTorch's own index (cpu, cu126, ...: uv's --torch-backend), whose
+# lock file `make lock-torch TORCH_BACKEND=cpu` writes beside trainer.txt.
+ARG TORCH_BACKEND=
+# What the labels say of where the image is from; `docs/install.md` shows how to fill them.
+ARG VERSION=dev
+ARG REVISION=
+ARG CREATED=
+ARG SOURCE=
+ARG BASE_DIGEST=
 
 # ---------------------------------------------------------------- what builds
 FROM ${PYTHON_IMAGE} AS tools
@@ -41,12 +53,7 @@ COPY --from=wheel /dist /dist
 RUN /opt/build/bin/uv pip install --quiet --offline --python /opt/sftjob --no-deps /dist/*.whl && \
     /opt/sftjob/bin/python -c "import sftjob_operator.__main__"
 
-FROM ${PYTHON_IMAGE} AS operator
-ARG VERSION=dev
-LABEL org.opencontainers.image.title="SFTJob operator" \
-      org.opencontainers.image.description="Drives SFTJobs: fine-tunes chat models on Kubernetes" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}"
+FROM ${OPERATOR_IMAGE} AS operator
 # USER: libraries that ask for the user's name fail on a bare UID without it.
 ENV PATH=/opt/sftjob/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp USER=sftjob PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 COPY --from=operator-environment /opt/sftjob /opt/sftjob
@@ -54,40 +61,70 @@ WORKDIR /tmp
 USER 65532:65532
 EXPOSE 8080
 ENTRYPOINT ["/opt/sftjob/bin/python", "-m", "sftjob_operator"]
+ARG VERSION
+ARG REVISION
+ARG CREATED
+ARG SOURCE
+ARG BASE_DIGEST
+ARG OPERATOR_IMAGE
+LABEL org.opencontainers.image.title="SFTJob operator" \
+      org.opencontainers.image.description="Drives SFTJobs: fine-tunes chat models on Kubernetes" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.base.name="${OPERATOR_IMAGE}" \
+      org.opencontainers.image.base.digest="${BASE_DIGEST}"
 
 # ---------------------------------------------------------------- trainer
 FROM ${TRAINER_IMAGE} AS trainer-environment
+ARG TORCH_BACKEND
 ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
     UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_NO_CACHE=1
 WORKDIR /source
 COPY --from=tools /opt/build/bin/uv /usr/local/bin/uv
-COPY requirements/trainer.txt requirements/
+COPY requirements/trainer*.txt requirements/
+# A mirror of PyTorch's index is UV_INDEX among the package-index settings; uv would not ask it beside --torch-backend.
 RUN --mount=type=secret,id=package-index,target=/run/package-index \
     --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
-    set -a && if [ -f /run/package-index ]; then . /run/package-index; fi && set +a && \
+    set -a && if [ -f /run/package-index ]; then . /run/package-index; fi && \
+    if [ -n "$TORCH_BACKEND" ] && [ -z "$UV_INDEX" ]; then UV_TORCH_BACKEND=$TORCH_BACKEND; fi && set +a && \
     python3 -m venv --without-pip /opt/sftjob && \
-    uv pip install --quiet --python /opt/sftjob --require-hashes -r requirements/trainer.txt
+    uv pip install --quiet --python /opt/sftjob --require-hashes -r requirements/trainer${TORCH_BACKEND:+-$TORCH_BACKEND}.txt
 
-# DeepSpeed compiles FusedAdam at first use, with an nvcc that no pod has: it is compiled here, with the nvcc of torch's
-# own CUDA version, which comes as a wheel and does not stay. CPUAdam is not: it is compiled for the very CPU it is built
-# on, and would crash on an older one.
+# What needs nvcc and would otherwise be compiled at first use, with an nvcc that no pod has. It is that of torch's own
+# CUDA version, comes as a wheel and does not stay; torches of other indexes go without. DeepSpeed's FusedAdam is compiled
+# here; CPUAdam is not: it is compiled for the very CPU it is built on, and would crash on an older one.
 FROM trainer-environment AS trainer-kernels
 # Others of DeepSpeed's operations, such as DS_BUILD_QUANTIZER=1 for ZeRO++'s quantised communication, can be added.
 ARG DEEPSPEED_OPS="DS_BUILD_FUSED_ADAM=1"
 ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0;10.0;12.0+PTX"
-RUN apt-get update && apt-get install -y --no-install-recommends g++ python3-dev
-COPY requirements/kernels.txt requirements/
+# 1: the package flash-attn too, for the architectures of FLASH_ATTN_CUDA_ARCHS: an hour on many cores, 2 GB of memory a job.
+ARG FLASH_ATTENTION=
+ARG FLASH_ATTN_CUDA_ARCHS="80;90"
+ARG MAX_JOBS=4
+COPY requirements/kernels.txt requirements/flash.txt requirements/
+RUN mkdir /kernels && if [ -z "$DEEPSPEED_OPS$FLASH_ATTENTION" ] || [ -n "$TORCH_BACKEND" ]; then exit 0; fi && \
+    apt-get update && apt-get install -y --no-install-recommends g++ python3-dev
 RUN --mount=type=secret,id=package-index,target=/run/package-index \
     --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    if [ -z "$DEEPSPEED_OPS$FLASH_ATTENTION" ] || [ -n "$TORCH_BACKEND" ]; then exit 0; fi && \
     set -a && if [ -f /run/package-index ]; then . /run/package-index; fi && set +a && \
     uv pip install --quiet --python /opt/sftjob --require-hashes -r requirements/kernels.txt && \
-    export CUDA_HOME=$(echo /opt/sftjob/lib/python3*/site-packages/nvidia/cu1*) && \
+    packages=$(echo /opt/sftjob/lib/python3*/site-packages) && \
+    export CUDA_HOME=$(echo $packages/nvidia/cu1*) && export PATH=/opt/sftjob/bin:$CUDA_HOME/bin:$PATH && \
     ln -s libcudart.so.1? $CUDA_HOME/lib/libcudart.so && ln -s lib $CUDA_HOME/lib64 && \
-    PATH=/opt/sftjob/bin:$CUDA_HOME/bin:$PATH env DS_ACCELERATOR=cuda $DEEPSPEED_OPS \
-    uv pip install --python /opt/sftjob --no-build-isolation --no-deps --require-hashes \
-        --no-binary deepspeed --reinstall-package deepspeed -r requirements/trainer.txt && \
-    ls /opt/sftjob/lib/python3*/site-packages/deepspeed/ops/adam/fused_adam_op*.so && \
-    mkdir /kernels && cp -r /opt/sftjob/lib/python3*/site-packages/deepspeed* /kernels
+    if [ -n "$DEEPSPEED_OPS" ]; then \
+        env DS_ACCELERATOR=cuda $DEEPSPEED_OPS \
+        uv pip install --python /opt/sftjob --no-build-isolation --no-deps --require-hashes \
+            --no-binary deepspeed --reinstall-package deepspeed -r requirements/trainer.txt && \
+        ls $packages/deepspeed/ops/*/*.so && cp -r $packages/deepspeed* /kernels; fi && \
+    if [ -n "$FLASH_ATTENTION" ]; then \
+        FLASH_ATTENTION_FORCE_BUILD=TRUE \
+        uv pip install --python /opt/sftjob --no-build-isolation --no-deps --require-hashes \
+            --no-binary flash-attn -r requirements/flash.txt && \
+        cp -r $packages/flash_attn* /kernels; fi
 
 FROM trainer-environment AS trainer-complete
 COPY --from=trainer-kernels /kernels /kernels
@@ -96,11 +133,6 @@ RUN cp -rT /kernels "$(echo /opt/sftjob/lib/python3*/site-packages)" && \
     uv pip install --quiet --offline --python /opt/sftjob --no-deps /dist/*.whl
 
 FROM ${TRAINER_IMAGE} AS trainer
-ARG VERSION=dev
-LABEL org.opencontainers.image.title="SFTJob trainer" \
-      org.opencontainers.image.description="Prepares data and fine-tunes chat models with DeepSpeed" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}"
 # Not NVIDIA_VISIBLE_DEVICES: the device plugin sets it for the pods that were given GPUs, and for no others.
 ENV PATH=/opt/sftjob/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp USER=sftjob PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 NVIDIA_DRIVER_CAPABILITIES=compute,utility
@@ -109,3 +141,18 @@ WORKDIR /tmp
 USER 65532:65532
 EXPOSE 9400
 ENTRYPOINT ["/opt/sftjob/bin/python", "-m", "sft_trainer"]
+ARG VERSION
+ARG REVISION
+ARG CREATED
+ARG SOURCE
+ARG BASE_DIGEST
+ARG TRAINER_IMAGE
+LABEL org.opencontainers.image.title="SFTJob trainer" \
+      org.opencontainers.image.description="Prepares data and fine-tunes chat models with DeepSpeed" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.base.name="${TRAINER_IMAGE}" \
+      org.opencontainers.image.base.digest="${BASE_DIGEST}"

@@ -1,11 +1,12 @@
 # The interface of the project: every target installs what it needs and works a second time quickly.
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
+UV = $(or $(shell command -v uv),.venv/bin/uv)
 export SFTJOB_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sftjob
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast soak lint format typecheck generate verify lock cluster cluster-demo cluster-down bench bench-prepare bench-metrics bench-scale bench-trainer fuzz clean
+.PHONY: help install demo test test-fast soak lint format typecheck generate verify lock lock-torch sbom audit cluster cluster-demo cluster-down bench bench-prepare bench-metrics bench-scale bench-trainer fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | column -t -s '|'
@@ -56,8 +57,16 @@ lock: ## requirements/*.txt from pyproject.toml, with hashes
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --all-extras --group dev pyproject.toml -o requirements/dev.txt
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group build -o requirements/build.txt
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group kernels -c requirements/trainer.txt -o requirements/kernels.txt
+	@FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE uv pip compile -q --universal --python .venv/bin/python --generate-hashes --no-header --no-annotate --group flash --no-deps \
+	  --no-build-isolation-package flash-attn -o requirements/flash.txt  # its metadata is made by importing torch
+	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group supply -o requirements/supply.txt
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group bench -c requirements/trainer.txt -o requirements/bench.txt
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group fuzz -o requirements/fuzz.txt
+
+lock-torch: ## requirements/trainer-TORCH_BACKEND.txt: the trainer with a torch of PyTorch's own index (TORCH_BACKEND=cpu, cu126, ...)
+	@test -n "$(TORCH_BACKEND)" || { echo "say which: make lock-torch TORCH_BACKEND=cpu (what uv's --torch-backend takes)"; exit 2; }
+	@uv pip compile -q --python-version 3.11 --python-platform linux --generate-hashes --no-header --no-annotate --extra trainer \
+	  --torch-backend $(TORCH_BACKEND) pyproject.toml -o requirements/trainer-$(TORCH_BACKEND).txt
 
 cluster: install ## a real Kubernetes with two nodes on this machine (Linux, root, Go)
 	@$(PYTHON) tests/devcluster up
@@ -82,6 +91,15 @@ bench-scale: install ## one operator and a thousand running jobs (as for the clu
 
 bench-trainer: install ## tokens/s against TRL and a plain loop on the same work (16 GB; a quick look: ARGS="--repetitions 1 --steps 4")
 	@$(PYTHON) -m bench.trainer $(ARGS)
+
+build/supply: requirements/supply.txt
+	@rm -rf $@ && $(PYTHON) -m venv --without-pip $@ && $(UV) pip install -q --python $@/bin/python --require-hashes -r $<
+
+sbom: install build/supply ## dist/sbom-*.json: what is in the images, as CycloneDX
+	@build/supply/bin/python requirements/sbom.py $(ARGS)
+
+audit: install build/supply ## the lock files against known vulnerabilities (2: nobody could be asked)
+	@build/supply/bin/python requirements/audit.py $(ARGS)
 
 clean: ## what the targets made in this folder (the download cache stays)
 	@rm -rf .venv .sftjob build dist .mypy_cache .ruff_cache .pytest_cache

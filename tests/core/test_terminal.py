@@ -16,7 +16,7 @@ from sftjob_operator.api.crd import crd
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.cli import chat, checkpoints, live, logs, table
 from sftjob_operator.cli.doctor import cluster as doctor
-from sftjob_operator.cli.doctor import command, machine
+from sftjob_operator.cli.doctor import command, gpus, machine
 from sftjob_operator.cli.doctor.rights import RIGHTS
 from sftjob_operator.cli.errors import CliError
 from sftjob_operator.cli.explain import command as explaining
@@ -273,6 +273,7 @@ def lease(at: str) -> dict[str, Any]:
     return {"metadata": {"name": "sftjob"}, "spec": {"holderIdentity": "pod-1", "renewTime": at}}
 
 
+LABELS = {gpus.MEMORY_LABEL: "81920", gpus.DRIVER_LABELS[0]: "590"}
 HEALTHY: dict[str, Any] = {
     "where": "context prod, namespace team",
     "namespace": "team",
@@ -283,7 +284,7 @@ HEALTHY: dict[str, Any] = {
     "deployments": [deployment(1)],
     "leases": [lease("2029-12-31T23:59:55.000000Z")],
     "rights": dict.fromkeys(RIGHTS, True),
-    "nodes": [node("a", 8, **{doctor.MEMORY_LABEL: "81920"}), node("b")],
+    "nodes": [node("a", 8, **LABELS), node("b")],
     "claims": [
         {"metadata": {"name": "w"}, "spec": {"accessModes": ["ReadWriteMany"]}, "status": {"phase": "Bound"}}
     ],
@@ -319,6 +320,15 @@ def test_a_healthy_cluster_has_nothing_to_repair():
         ("GPUs", {"nodes": [node("b")]}, "warning", "gpusPerNode: 0"),
         ("GPUs", {"nodes": [node("a", 8)]}, "warning", "operator.gpuMemory"),
         ("GPUs", {"nodes": None}, "unknown", "may not list nodes"),
+        (
+            "GPU driver",
+            {"nodes": [node("a", 8, **LABELS), node("b", 8, **LABELS | {gpus.DRIVER_LABELS[0]: "570"})]},
+            "warning",
+            "570 on b; CUDA 13 of the trainer image needs 580 or newer update the driver",
+        ),
+        ("GPU driver", {"nodes": [node("a", 8, **{gpus.DRIVER_LABELS[1]: "535"})]}, "warning", "535 on a"),
+        ("GPU driver", {"nodes": [node("a", 8)]}, "unknown", gpus.DRIVER_LABELS[0]),
+        ("GPU driver", {"nodes": [node("a", 8, **LABELS)]}, "ok", "590; CUDA 13"),
         ("shared volume", {"claims": []}, "warning", "accessModes [ReadWriteMany]"),
         (
             "shared volume",
@@ -339,6 +349,17 @@ def test_what_is_wrong_is_named_with_its_repair(name: str, changed: dict[str, An
     (check,) = found(name, **changed)
     assert check.state == state
     assert words in f"{check.found} {check.fix}"
+
+
+def test_a_cluster_without_nvidia_gpus_has_no_driver_to_check():
+    assert not found("GPU driver", nodes=[node("b")])
+    assert not found("GPU driver", nodes=None)
+
+
+def test_the_doctor_knows_the_cuda_of_the_torch_that_is_locked():
+    locked = (ROOT / "requirements" / "trainer.txt").read_text()
+    assert f"\ncuda-toolkit=={gpus.CUDA_MAJOR}." in locked
+    assert f"{gpus.OLDEST_DRIVER} series" in (ROOT / "docs" / "install.md").read_text()
 
 
 def test_a_crd_of_another_release_is_told_by_its_fields_and_not_by_its_words():
@@ -366,8 +387,9 @@ def test_the_doctor_of_a_machine_says_what_to_install():
 
 def test_the_manual_shows_a_doctor_and_an_explanation_as_they_are():
     text = (ROOT / "docs" / "cli.md").read_text()
+    old = {gpus.DRIVER_LABELS[0]: "570"}
     changed = {
-        "nodes": [node("gpu-1", 8), node("gpu-2", 8)],
+        "nodes": [node("gpu-1", 8, **old), node("gpu-2", 8, **old)],
         "claims": [],
         "storage_classes": [{"metadata": {"name": "nfs"}, "provisioner": "nfs.csi.k8s.io"}],
         "kueue": False,

@@ -17,6 +17,19 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 
 
+LABELS = (
+    "title",
+    "description",
+    "licenses",
+    "version",
+    "revision",
+    "created",
+    "source",
+    "base.name",
+    "base.digest",
+)
+
+
 def stage(name: str) -> str:
     found = re.search(rf"^FROM \S+ AS {name}\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S)
     assert found, f"the Dockerfile has no stage {name}"
@@ -28,13 +41,24 @@ def test_a_final_image_runs_as_a_number_and_starts_without_a_shell(target: str):
     text = stage(target)
     assert "\nUSER 65532:65532\n" in text
     assert re.search(r'^ENTRYPOINT \["/opt/sftjob/bin/python", "-m", "\w+"\]$', text, re.M)
-    for label in ("title", "description", "licenses", "version"):
+    for label in LABELS:
         assert f"org.opencontainers.image.{label}=" in text
 
 
 @pytest.mark.parametrize("target", ["operator", "trainer"])
 def test_nothing_is_installed_in_a_final_image(target: str):
     assert not re.search(r"^RUN ", stage(target), re.M)
+
+
+def test_no_line_of_the_operator_image_is_for_one_architecture():
+    operator = stage("tools") + stage("wheel") + stage("operator-environment") + stage("operator")
+    assert not re.search(r"amd64|x86|aarch64|arm64|TARGETARCH|--platform", operator)
+
+
+def test_another_torch_needs_its_own_lock_and_no_host_of_an_index():
+    assert "requirements/trainer${TORCH_BACKEND:+-$TORCH_BACKEND}.txt" in stage("trainer-environment")
+    assert not re.search(r"https?://", DOCKERFILE)
+    assert "requirements/trainer-$(TORCH_BACKEND).txt" in (ROOT / "Makefile").read_text()
 
 
 def test_no_image_sets_pythonpath_because_ranks_would_inherit_it():
@@ -44,8 +68,8 @@ def test_no_image_sets_pythonpath_because_ranks_would_inherit_it():
 def test_every_package_from_an_index_is_checked_against_a_hash():
     for command in re.findall(r"(?:pip install)[^&\n]*", DOCKERFILE):
         assert "--require-hashes" in command or "--offline" in command, command
-    for name in set(re.findall(r"-r (requirements/\S+\.txt)", DOCKERFILE)):
-        text = (ROOT / name).read_text()
+    for name in set(re.findall(r"-r (requirements/[a-z]+)", DOCKERFILE)):
+        text = (ROOT / f"{name}.txt").read_text()
         assert len(re.findall(r"^\S+==", text, re.M)) <= len(re.findall(r"--hash=sha256:", text)), name
 
 

@@ -103,6 +103,13 @@ def test_the_namespace_is_the_files_or_the_options_and_status_is_not_ours(file: 
         load(file, "b")
 
 
+LAUGHS = (
+    HEAD
+    + "metadata: {name: bot}\nspec:\n  model: &a0 {path: m}\n"
+    + "".join(f"  {name}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n, name in enumerate("bcdefghi", 1))
+)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -133,6 +140,10 @@ def test_the_namespace_is_the_files_or_the_options_and_status_is_not_ours(file: 
         (MINIMAL + "  training: {learningRate: .nan}\n", "line 11: spec.training.learningRate: not a finite number"),
         (MINIMAL + f"  prepare: {'[' * 600}{']' * 600}\n", "nested too deeply: an SFTJob has no more than 64 levels"),
         (MINIMAL + f"  prepare: {'[' * 100}{']' * 100}\n", "line 11: spec.prepare[0]: nested too deeply"),
+        (LAUGHS, "with what its aliases repeat, the file has more than 100,000 values"),
+        (MINIMAL + "  data: &again {train: [*again]}\n".replace("  data", "  prepare"), "unknown field spec.prepare.train"),
+        ("#" * (4 << 20), "has 4 MiB: an SFTJob has less than 3"),
+        (MINIMAL + f"  training: {{seed: {'9' * 100_000}}}\n", "not YAML"),
         (MINIMAL + "  prepare: {day: 2030-13-01}\n", "not YAML: month must be in 1..12"),
     ],
     ids=lambda value: None,

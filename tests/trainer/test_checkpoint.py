@@ -91,6 +91,16 @@ def _flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
+def _forge(path: Path, text: str) -> None:
+    (path.parent.parent / manifest.MANIFEST).write_text(text)
+
+
+def _listing(path: str, size: int = 1) -> str:
+    return json.dumps(
+        {"schemaVersion": 1, "files": [{"path": path, "size": size, "sha256": "0", "sample": "0"}]}
+    )
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -99,8 +109,19 @@ def _flip(path: Path, at: int) -> None:
         (lambda path: _flip(path, -1), "has changed"),
         (Path.unlink, "model.pt is missing"),
         (lambda path: (path.parent.parent / manifest.MANIFEST).write_text("{"), "no readable manifest"),
+        (lambda path: _forge(path, "[" * 100_000), "no readable manifest"),
+        (lambda path: _forge(path, " " * (65 << 20)), "no readable manifest"),
+        (lambda path: _forge(path, _listing("../../../../../../etc/hostname")), "which is not in it"),
+        (lambda path: _forge(path, _listing("/etc/hostname")), "which is not in it"),
+        (lambda path: _forge(path, _listing("a" * 5000)), "is not in it"),
+        (lambda path: _forge(path, _listing("a\0b")), "is not in it"),
+        (lambda path: _forge(path, _listing("engine/model.pt", 10**30)), "bytes instead of"),
+        (lambda path: path.unlink() or path.symlink_to("/etc/hostname"), "which is not in it"),
     ],
-    ids=["cut", "first byte", "last byte", "missing", "manifest cut"],
+    ids=[
+        *("cut", "first byte", "last byte", "missing", "manifest cut", "manifest nested", "manifest huge"),
+        *("forged path", "forged root", "forged long name", "forged name", "forged size", "linked out"),
+    ],
 )
 def test_damage_is_found_at_resume(damage: object, words: str, tmp_path: Path) -> None:
     directory = checkpoint(tmp_path, 1)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_trainer import layout
+from sft_trainer import foreign, layout
 from sft_trainer.errors import TrainerError, UserError, classify
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def _load(model: Path) -> tuple[Any, Any]:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, **foreign.NO_CODE)
     if tokenizer.chat_template is None:
         raise UserError("InvalidModel", f"{model} has no chat template")
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
@@ -118,12 +118,14 @@ def _load(model: Path) -> tuple[Any, Any]:
         from peft import PeftModel
 
         base, revision = _base_of(model)
-        network = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype=dtype)
+        network = AutoModelForCausalLM.from_pretrained(
+            base, revision=revision, dtype=dtype, **foreign.NO_CODE_NO_PICKLES
+        )
         network = PeftModel.from_pretrained(network, model)
         if (model / "generation_config.json").is_file():
             network.generation_config = GenerationConfig.from_pretrained(model)
     else:
-        network = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        network = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, **foreign.NO_CODE_NO_PICKLES)
     return tokenizer, network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 
-from sft_trainer import companions, precision, quantise
+from sft_trainer import companions, foreign, precision, quantise
 from sft_trainer.checkpoint import fence
 from sft_trainer.checkpoint.commit import require_space
 from sft_trainer.checkpoint.files import size_of, sync_directory
@@ -210,9 +210,8 @@ def _inference_settings(model: Any) -> Iterator[None]:
 
 
 def _load(directory: Path, dtype: torch.dtype | str) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        str(directory), dtype=dtype, local_files_only=True
-    )
+    options = {"dtype": dtype, "local_files_only": True, **foreign.NO_CODE_NO_PICKLES}
+    return transformers.AutoModelForCausalLM.from_pretrained(str(directory), **options)
 
 
 def _check(

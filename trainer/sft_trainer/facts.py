@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from sft_trainer import layout, weights
+from sft_trainer import foreign, layout, weights
 from sft_trainer.config import ModelFacts, ParameterGroup
 from sft_trainer.errors import UserError
 from sft_trainer.patterns import first_match
@@ -31,6 +30,8 @@ _NAMES = {  # ours: what architectures call it
         "max_sequence_length",
     ),
 }
+_NEEDED = ("hidden_size", "layers", "heads", "vocabulary_size")
+_LARGEST = 10**9
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings)\.weight$")
 
@@ -44,13 +45,10 @@ def model_facts(directory: Path, resolved: str, relative: str) -> ModelFacts:
     architecture = _supported(document, directory)
     shapes = weights.shapes(directory)
     text = document.get("text_config") or document
-    numbers = {ours: _number(text, theirs) for ours, theirs in _NAMES.items()}
-    missing = [ours for ours in ("hidden_size", "layers", "heads", "vocabulary_size") if not numbers[ours]]
-    if missing:
-        raise UserError(
-            "UnsupportedModel",
-            f"{layout.shown(directory)}/config.json names no {missing[0].replace('_', ' ')}",
-        )
+    try:
+        numbers = _numbers(text, shapes)
+    except ValueError as exc:
+        raise UserError("UnsupportedModel", f"{layout.shown(directory)}/config.json: {exc}") from exc
     hidden = numbers["hidden_size"] or 0
     tied = bool(document.get("tie_word_embeddings", text.get("tie_word_embeddings", True)))
     tied = tied or not any(map(weights.HEAD.search, shapes))  # without a head of its own it can only be tied
@@ -111,20 +109,15 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"the folder {layout.shown(directory)} holds no config.json, so it is no Hugging Face model; "
             "model.path takes such a folder or a .gguf file",
         )
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as exc:
-        raise UserError(
-            "UnsupportedModel", f"{layout.shown(directory)}/config.json is not valid JSON: {exc}"
-        ) from exc
+    document = foreign.document(path, "UnsupportedModel")
     if not isinstance(document, dict):
         raise UserError("UnsupportedModel", f"{layout.shown(directory)}/config.json is not an object")
     return document
 
 
 def _supported(document: Mapping[str, Any], directory: Path) -> str:
-    names = document.get("architectures") or [""]
-    architecture = str(names[0])
+    names = document.get("architectures")
+    architecture = str(names[0])[:100] if isinstance(names, list) and names else ""
     if not architecture.endswith(_GENERATES):
         what = f"is a {architecture}" if architecture else "names no architecture"
         raise UserError(
@@ -147,6 +140,29 @@ def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and name.endswith(".weight") and not other
 
 
-def _number(text: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    found = next((text[name] for name in names if text.get(name) is not None), None)
-    return int(found) if isinstance(found, int | float) else None
+def _numbers(text: Any, shapes: Shapes) -> dict[str, int | None]:
+    """What the planner reckons with, by our names; ValueError for what no model of these weights has."""
+    if not isinstance(text, dict):
+        raise ValueError("text_config is not an object")
+    numbers = {ours: _number(text, theirs, ours in _NEEDED) for ours, theirs in _NAMES.items()}
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    for ours in _NEEDED:  # each layer has tensors of its own, and the others are dimensions of tensors
+        number, most = numbers[ours], len(shapes) if ours == "layers" else largest
+        if number is None:
+            raise ValueError(f"it names no {ours.replace('_', ' ')}")
+        if number > most:
+            name = next(name for name in _NAMES[ours] if text.get(name) is not None)
+            raise ValueError(f"{name} is {number}, and the weights beside it are those of a smaller model")
+    return numbers
+
+
+def _number(text: Mapping[str, Any], names: tuple[str, ...], needed: bool) -> int | None:
+    """None where the model has none, or a list with one for each layer."""
+    name = next((name for name in names if text.get(name) is not None), "")
+    found = text.get(name)
+    number = found if isinstance(found, int | float) and not isinstance(found, bool) else None
+    if number is not None and 1 <= number <= _LARGEST and number == int(number):
+        return int(number)
+    if found is None or (number is None and not needed):
+        return None
+    raise ValueError(f"{name} is {str(found)[:40]}, and has to be a whole number from 1 to {_LARGEST:,}")

@@ -14,13 +14,11 @@ import os
 import time
 from pathlib import Path
 
-from sft_trainer import layout
+from sft_trainer import foreign, ggufheader, layout
 from sft_trainer.data import cache
 from sft_trainer.errors import UserError, classify
 
 logger = logging.getLogger(__name__)
-
-_MAGIC = b"GGUF"
 
 
 def convert(path: Path, workspace: Path) -> tuple[Path, str]:
@@ -29,8 +27,14 @@ def convert(path: Path, workspace: Path) -> tuple[Path, str]:
     UserError InvalidModel if the file is no GGUF, or of an architecture that transformers cannot read.
     """
     with path.open("rb") as stream:
-        if stream.read(4) != _MAGIC:
+        if stream.read(4) != ggufheader.MAGIC:
             raise UserError("InvalidModel", f"model.path: {path.name} is not a GGUF file; copy it again")
+        try:
+            ggufheader.check(path)
+        except ValueError as exc:
+            raise UserError(
+                "InvalidModel", f"model.path: {path.name} is damaged: its header {exc}; copy it again"
+            ) from exc
         stream.seek(0)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     entry = layout.model_cache(workspace) / digest[:16]
@@ -65,9 +69,11 @@ def _convert(path: Path, directory: Path) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     folder, name = str(path.parent), path.name
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, gguf_file=name, local_files_only=True, **foreign.NO_CODE
+    )
     read = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=name, dtype=torch.float32, local_files_only=True
+        folder, gguf_file=name, dtype=torch.float32, local_files_only=True, **foreign.NO_CODE
     )
     fields = {
         k: v for k, v in read.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from sft_trainer import partition, quantise, recompute
+from sft_trainer import foreign, partition, quantise, recompute
 from sft_trainer.config import Attention, LoRA, Recompute, TokenRange
 from sft_trainer.errors import UserError
 
@@ -72,7 +72,12 @@ def _from_pretrained(
     for implementation in ("eager",) if attention == "Eager" else ("sdpa", "eager"):
         try:
             return transformers.AutoModelForCausalLM.from_pretrained(
-                str(directory), dtype=dtype, attn_implementation=implementation, local_files_only=True, **more
+                str(directory),
+                dtype=dtype,
+                attn_implementation=implementation,
+                local_files_only=True,
+                **foreign.NO_CODE_NO_PICKLES,
+                **more,
             )
         except (ValueError, ImportError, OSError) as error:
             if implementation == "sdpa" and "scaled_dot_product_attention" in str(error):

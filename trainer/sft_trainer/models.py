@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sft_trainer import facts, gguf, hub, layout, vocabulary, weights
+from sft_trainer import facts, foreign, gguf, hub, layout, vocabulary, weights
 from sft_trainer.config import ModelFacts, ModelSource
 from sft_trainer.errors import UserError
 
@@ -35,6 +35,7 @@ def _from_path(path: str, workspace: Path) -> tuple[Path, str]:
     except ValueError as exc:
         raise UserError("ModelNotFound", f"model.path: {exc}; paths are relative to it") from exc
     if place.is_dir():
+        foreign.confined(place, workspace, "ModelNotFound")
         facts.read_config(place)
         return place, f"{path}@{weights.fingerprint(place)}"
     if not place.is_file():

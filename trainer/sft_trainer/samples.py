@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from pydantic import Field
 
-from sft_trainer import events
+from sft_trainer import events, foreign
 from sft_trainer.checkpoint.files import write_atomically
 from sft_trainer.config import Report, TrainConfig
 from sft_trainer.data.cache import Split, TokenCache
@@ -130,7 +130,7 @@ def _asked(folder: JobFolder, config: TrainConfig) -> Samples:
 def _conversations(base: Path, export: Path, prompts: Sequence[Prompt]) -> Samples:
     from transformers import AutoTokenizer
 
-    words = AutoTokenizer.from_pretrained(base)
+    words = AutoTokenizer.from_pretrained(base, **foreign.NO_CODE)
     deadline = time.monotonic() + _SECONDS
     both = [
         [words.decode(ids, skip_special_tokens=True).strip() for ids in answers]
@@ -195,7 +195,7 @@ def _load(directory: Path) -> Any:
     transformers_logging.disable_progress_bar()
     place = {"device_map": "auto"} if torch.cuda.is_available() else {}
     return AutoModelForCausalLM.from_pretrained(
-        str(directory), dtype="auto", local_files_only=True, **place
+        str(directory), dtype="auto", local_files_only=True, **foreign.NO_CODE_NO_PICKLES, **place
     ).eval()
 
 

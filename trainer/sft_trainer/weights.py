@@ -10,17 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from sft_trainer import layout
+from sft_trainer import foreign, layout
 from sft_trainer.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
 VOCABULARY = re.compile(f"{EMBEDDING.pattern}|(^|\\.)(lm_head|embed_out|output)\\.(weight|bias)$")
-_MAX_HEADER = 100 << 20  # as in the reference implementation
+_MAX_HEADER = foreign.DOCUMENT  # 150,000 tensors; the reference implementation reads 100 MiB
+_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+"""Of one element."""
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10  # per file, evenly spread, the first and last bytes included
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -39,12 +49,7 @@ def files(directory: Path) -> list[Path]:
     """The safetensors files that make up the model, in order."""
     index = directory / INDEX
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as exc:
-            raise UserError(
-                "WeightsDamaged", f"{layout.shown(directory)}/{INDEX} cannot be read: {exc}"
-            ) from exc
+        names = _listed(index)
         missing = [name for name in names if not (directory / name).is_file()]
         if missing:
             raise UserError(
@@ -57,6 +62,18 @@ def files(directory: Path) -> list[Path]:
     if single.is_file():
         return [single]
     raise UserError("WeightsMissing", _none(directory))
+
+
+def _listed(index: Path) -> list[str]:
+    """The files that an index names, each of which lies beside it."""
+    document = foreign.document(index, "WeightsDamaged")
+    listed = document.get("weight_map") if isinstance(document, dict) else None
+    names = list(listed.values()) if isinstance(listed, dict) else []
+    strange = [name for name in names if not isinstance(name, str) or name != Path(name).name or name == ".."]
+    if not names or strange:
+        what = f"names {str(strange[0])[:80]!r}, which is no file beside it" if names else "names no files"
+        raise UserError("WeightsDamaged", f"{layout.shown(index)} {what}; copy it from the model again")
+    return sorted(set(names))
 
 
 def fingerprint(directory: Path) -> str:
@@ -104,17 +121,49 @@ def header(path: Path) -> dict[str, Any]:
         if len(start) < 8 or length > min(_MAX_HEADER, size):
             raise UserError("WeightsDamaged", _damaged(path, start))
         try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError) as exc:
+            header = foreign.parsed(stream.read(length))
+        except ValueError as exc:
             raise UserError("WeightsDamaged", _damaged(path, start)) from exc
-    if size != 8 + length + max(ends, default=0):
+    if not isinstance(header, dict):
+        raise UserError("WeightsDamaged", _damaged(path, start))
+    try:
+        stated = 8 + length + _end(header)
+    except (ValueError, KeyError, TypeError) as exc:
+        words = f"lacks {exc}" if isinstance(exc, KeyError) else str(exc)
+        raise UserError(
+            "WeightsDamaged", f"{layout.shown(path)}: its header {words}; copy it from the model again"
+        ) from exc
+    if size != stated:
         raise UserError(
             "WeightsDamaged",
             f"{layout.shown(path)} has {size:,} bytes, its header says "
-            f"{8 + length + max(ends, default=0):,}; copy it again (an interrupted download?)",
+            f"{stated:,}; copy it again (an interrupted download?)",
         )
     return header
+
+
+def _end(header: dict[str, Any]) -> int:
+    """Where the last tensor ends. ValueError, KeyError or TypeError if they do not fill the file one after the other."""
+    end = 0
+    entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
+    for name, entry in sorted(entries, key=lambda item: _offsets(item[1])):
+        shape, bits = entry["shape"], _BITS.get(str(entry["dtype"]))
+        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError(f"gives {name[:80]} the shape {str(shape)[:40]}")
+        if bits is None:
+            raise ValueError(f"gives {name[:80]} the type {str(entry['dtype'])[:40]}")
+        begin, after = _offsets(entry)
+        if begin != end or (after - begin) * 8 != prod(shape) * bits:
+            raise ValueError(f"gives {name[:80]} of shape {str(shape)[:40]} the bytes {begin} to {after}")
+        end = after
+    return end
+
+
+def _offsets(entry: dict[str, Any]) -> tuple[int, int]:
+    begin, end = entry["data_offsets"]
+    if type(begin) is not int or type(end) is not int:
+        raise ValueError("has offsets that are no numbers")
+    return begin, end
 
 
 def _damaged(path: Path, start: bytes) -> str:

@@ -7,10 +7,10 @@ refused by name: a job must not mean one thing here and another in a cluster.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ Place = tuple[str | int, ...]
 """Keys and indexes from the top of the document."""
 
 _DEPTH = 64
-_VALUES = 100_000
-"""More than any SFTJob has; a few lines of aliases of aliases stand for billions."""
+_BYTES = 3 << 20  # more than the API server takes
+_VALUES = 100_000  # with those that aliases repeat
 _INT64 = range(-(2**63), 2**63)
 _BOOLEANS = {"true": ("y", "yes", "on"), "false": ("n", "no", "off")}
 
@@ -76,7 +76,7 @@ def read(path: Path) -> Document:
         raise CliError(f"{path}: {len(documents)} documents; give one SFTJob per file")
     source = documents[0]
     try:
-        return Document(path, _json(source, (), itertools.count()), source)
+        return Document(path, _json(source, (), count(1)), source)
     except _Wrong as error:
         where = Document(path, None, source).at(error.place)
         raise CliError(f"{where}: {field(error.place)}: {error}") from None
@@ -86,6 +86,10 @@ def _documents(path: Path) -> Sequence[Any]:
     yaml = YAML()  # the round-trip loader is the one that knows lines
     yaml.preserve_quotes = True
     try:
+        if (size := path.stat().st_size) > _BYTES:
+            raise CliError(
+                f"{path} has {size >> 20:,} MiB: an SFTJob has less than {_BYTES >> 20}; is it the right file?"
+            )
         return [item for item in yaml.load_all(path.read_text(encoding="utf-8")) if item is not None]
     except FileNotFoundError:
         raise CliError(f"{path}: no such file") from None
@@ -103,15 +107,15 @@ def _mark(path: Path, error: MarkedYAMLError) -> str:
     return str(path) if error.problem_mark is None else f"{path} line {error.problem_mark.line + 1}"
 
 
-def _json(value: Any, place: Place, seen: Iterator[int]) -> Any:
+def _json(value: Any, place: Place, counted: Iterator[int]) -> Any:
+    if next(counted) > _VALUES:
+        raise _Wrong(place[:3], f"with what its aliases repeat, the file has more than {_VALUES:,} values")
     if len(place) > _DEPTH:
         raise _Wrong(place[:3], f"nested too deeply: an SFTJob has no more than {_DEPTH} levels")
-    if next(seen) > _VALUES:
-        raise _Wrong(place[:3], f"more than {_VALUES:,} values, with what aliases stand for: write fewer")
     if isinstance(value, Mapping):
-        return dict(_items(value, place, seen))
+        return dict(_items(value, place, counted))
     if isinstance(value, list):
-        return [_json(item, (*place, index), seen) for index, item in enumerate(value)]
+        return [_json(item, (*place, index), counted) for index, item in enumerate(value)]
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -125,12 +129,12 @@ def _json(value: Any, place: Place, seen: Iterator[int]) -> Any:
     raise _Wrong(place, "a date, or a value with a YAML tag: put it in quotes")
 
 
-def _items(value: Mapping[Any, Any], place: Place, seen: Iterator[int]) -> Iterator[tuple[str, Any]]:
+def _items(value: Mapping[Any, Any], place: Place, counted: Iterator[int]) -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
         if not isinstance(key, str):
             shown = "null" if key is None else str(key).lower() if isinstance(key, bool) else key
             raise _Wrong(place, f"the key {shown} is not text: put it in quotes")
-        yield _text(key, (*place, key)), _json(item, (*place, key), seen)
+        yield _text(key, (*place, key)), _json(item, (*place, key), counted)
 
 
 def _integer(value: int, place: Place) -> int:

@@ -19,6 +19,7 @@ from sft_trainer.config import Report
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
 _SAMPLES = 8
+_LARGEST = 64 << 20  # bytes of a manifest; 100,000 files have 30 MB
 _LONGEST = 255  # bytes of a path; ours have a few dozen, and a file system takes no longer name
 
 
@@ -53,8 +54,11 @@ class Manifest(Report):
 
 def read(directory: Path) -> Manifest | None:
     """The manifest in `directory`; None when it is missing or no manifest. OSError for a volume that fails."""
+    path = directory / MANIFEST
     try:
-        return Manifest.model_validate_json((directory / MANIFEST).read_bytes())
+        if path.stat().st_size > _LARGEST:
+            return None
+        return Manifest.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
 
@@ -96,6 +100,8 @@ def problem(directory: Path, *, every_byte: bool = False) -> str | None:
     for known in manifest.files:
         path = directory / known.path
         try:
+            if not _is_within(known.path, directory):
+                return f"its manifest names {known.path[:100]!r}, which is not in it"
             size = path.stat().st_size
             if size != known.size:
                 return f"{known.path} has {size} bytes instead of {known.size}"
@@ -106,6 +112,22 @@ def problem(directory: Path, *, every_byte: bool = False) -> str | None:
         except FileNotFoundError:
             return f"{known.path} is missing"
     return None
+
+
+def _is_within(name: str, directory: Path) -> bool:
+    """Whether a manifest may name this file: a forged one would have any file of the pod read."""
+    parts = PurePosixPath(name).parts
+    if (
+        name.startswith("/")
+        or ".." in parts
+        or "\0" in name
+        or any(len(part.encode()) > 255 for part in parts)
+    ):
+        return False
+    try:
+        return (directory / name).resolve().is_relative_to(directory.resolve())
+    except RuntimeError:  # links in a circle
+        return False
 
 
 def _digest(path: Path) -> str:

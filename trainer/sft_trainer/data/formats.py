@@ -38,6 +38,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {  # ours; the first ones are required
 }
 _REQUIRED = {"Messages": 1, "ShareGPT": 1, "Alpaca": 2, "PromptCompletion": 2, "PromptChosen": 2}
 _TOOL_KEYS = ("tool_calls", "tool_call_id", "name")
+_SHOWN = 400  # characters of a message, which may quote a row
 _WEIGHTS = (0.001, 100)  # of an answer that is learned
 _DIALOGUE_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
@@ -48,7 +49,7 @@ class RowError(ValueError):
     """What is wrong with one row; `reason` is the word for the condition."""
 
     def __init__(self, message: str, reason: str = "InvalidRow") -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= _SHOWN else f"{message[:_SHOWN]} ...")
         self.reason = reason
 
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from sft_trainer import layout
 from sft_trainer.config import DataSource
+from sft_trainer.data import parquet
 from sft_trainer.data.formats import RowError, parse_json
 from sft_trainer.errors import UserError
 
 SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".parquet": "parquet"}
-_PARQUET_BATCH = 1024
+_LINE = 64 << 20
+"""Bytes of one row, ten million tokens."""
+_DOCUMENT = 1 << 30
+"""Bytes of a JSON array, which takes some twenty times that in memory."""
 
 
 class Place(NamedTuple):
@@ -71,7 +75,7 @@ class Opened:
             kind = SUFFIXES[path.suffix.lower()]
             if kind == "lines":
                 with path.open("rb") as stream:
-                    yield from _lines(stream, self.label, name)
+                    yield from _lines(_bounded(stream), self.label, name)
             elif kind == "json":
                 yield from _json(path, self.label, name)
             else:
@@ -150,11 +154,23 @@ def _not_found(field: str, path: str, workspace: Path) -> str:
     return f"{field}.path: {path} {verb} in the workspace; {place} holds {shown or 'nothing'}"
 
 
-def _lines(lines: Any, label: str, name: str) -> Iterator[SourceRow]:
+def _bounded(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long only the beginning, which is too long too."""
+    while line := stream.readline(_LINE + 1):
+        yield line
+        while len(line) > _LINE and line[-1:] != b"\n":
+            line = stream.readline(_LINE + 1)
+
+
+def _lines(lines: Iterable[bytes], label: str, name: str) -> Iterator[SourceRow]:
     """JSON lines from bytes; blank lines are not rows."""
     for number, raw in enumerate(lines, start=1):
         place = Place(label, name, "line", number)
         try:
+            if len(raw) > _LINE:
+                raise RowError(
+                    f"has more than {_LINE >> 20} MiB: is the file one JSON document? Name it .json"
+                )
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             if text.strip():
                 yield SourceRow(place, parse_json(text))
@@ -166,6 +182,12 @@ def _lines(lines: Any, label: str, name: str) -> Iterator[SourceRow]:
 
 def _json(path: Path, label: str, name: str) -> Iterator[SourceRow]:
     """An array of rows, an object with one list of rows, or JSON lines under the wrong name."""
+    if (size := path.stat().st_size) > _DOCUMENT:
+        raise UserError(
+            "InvalidRow",
+            f"{label} {name}: a JSON document of {size >> 20:,} MiB would have to be read whole; write one row per "
+            "line (.jsonl), which is read piece by piece",
+        )
     data = path.read_bytes()
     if not data.strip():
         return
@@ -198,25 +220,12 @@ def _rows_of(document: Any, label: str, name: str) -> list[Any]:
 
 
 def _parquet(path: Path, label: str, name: str) -> Iterator[SourceRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     number = 0
     try:
-        with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=_PARQUET_BATCH):
-                for index in range(batch.num_rows):
-                    number += 1
-                    place = Place(label, name, "row", number)
-                    try:
-                        row = batch.slice(index, 1).to_pylist()[0]
-                    except (ValueError, ArithmeticError) as exc:  # bytes that are no text, dates out of range
-                        yield SourceRow(place, error=RowError(f"a value cannot be read ({exc})"))
-                    else:
-                        yield SourceRow(place, row)
-    except (pa.ArrowException, OSError) as exc:
-        if getattr(exc, "errno", None) is not None or isinstance(exc, MemoryError):
-            raise  # the volume's or the machine's fault; what Arrow says of damaged pages has no errno
+        for number, row in enumerate(parquet.rows(path), start=1):
+            error = RowError(f"a value cannot be read ({row})") if isinstance(row, Exception) else None
+            yield SourceRow(Place(label, name, "row", number), None if error else row, error)
+    except parquet.Damaged as exc:
         after = f" after row {number}" if number else ""
         raise UserError(
             "InvalidRow", f"{label} {name}{after}: not a readable Parquet file ({exc}); write the file again"
@@ -225,13 +234,7 @@ def _parquet(path: Path, label: str, name: str) -> Iterator[SourceRow]:
 
 def _count(path: Path) -> int:
     if SUFFIXES[path.suffix.lower()] == "parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return int(pq.read_metadata(path).num_rows)
-        except (pa.ArrowException, OSError):
-            return 0  # reading it says what is wrong
+        return parquet.count(path)
     with path.open("rb") as stream:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b""))
 

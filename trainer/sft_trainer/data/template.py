@@ -1,8 +1,8 @@
 """Chat templates: jinja, compiled once, rendered as transformers renders them but without importing it.
 
-A template comes from a model's repository, so it runs in jinja's immutable sandbox. `{% generation %}`
-blocks, with which some templates mark what the assistant says, leave invisible marks in the rendering;
-they are taken out again and returned as spans.
+A template comes from a model's repository, so it runs in jinja's immutable sandbox, and within bounds (bounded.py).
+`{% generation %}` blocks, with which some templates mark what the assistant says, leave invisible marks in the
+rendering; they are taken out again and returned as spans.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
+
+from sft_trainer.data.bounded import OWN_FILTERS, BoundedEnvironment, Unbounded, measured
+from sft_trainer.errors import UserError
 
 # Two noncharacters of Unicode: a valid text never contains them, and jinja passes them through.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -78,7 +80,7 @@ class ChatTemplate:
         special_tokens: Mapping[str, str] | None = None,
         added_tokens: Collection[str] = (),
     ) -> None:
-        """Compile `source`; TemplateError if it is not valid jinja."""
+        """Compile `source`; TemplateError if it is not valid jinja, or computes too much before any row is there."""
         self.source = source
         self._special_tokens = dict(special_tokens or {})
         self.tokens = frozenset({*self._special_tokens.values(), *added_tokens} - {""})
@@ -87,6 +89,10 @@ class ChatTemplate:
             self._template = self._environment.from_string(source)
         except jinja2.TemplateSyntaxError as exc:
             raise TemplateError(f"line {exc.lineno}: {exc.message}") from exc
+        except (RecursionError, MemoryError, SyntaxError) as exc:
+            raise TemplateError("it is nested too deeply") from exc
+        except (Unbounded, ArithmeticError, ValueError) as exc:
+            raise TemplateError(f"it {exc}") from exc
 
     @property
     def eos(self) -> str:
@@ -107,7 +113,7 @@ class ChatTemplate:
         made._environment = _environment()
         made._environment.optimized = False  # which would run them on constants
         filters = made._environment.filters
-        filters.update({name: other for name in filters if name not in known})
+        filters.update({name: other for name in filters if name not in known and name not in OWN_FILTERS})
         made._template = made._environment.from_string(self.source)
         return made
 
@@ -118,7 +124,8 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = False,
     ) -> Rendering:
-        """The conversation as text; TemplateError if the template refuses it."""
+        """The conversation as text; TemplateError if the template refuses it, UserError if it never ends."""
+        self._environment.begin()
         try:
             marked = self._template.render(
                 messages=messages,
@@ -129,6 +136,11 @@ class ChatTemplate:
             )
         except _REFUSALS as exc:
             raise TemplateError(str(exc) or type(exc).__name__) from exc
+        except Unbounded as exc:
+            raise UserError(
+                "InvalidChatTemplate",
+                f"the model's chat template {exc}; set model.chatTemplate to another (preset: ChatML fits most)",
+            ) from exc
         return _unmark(marked)
 
 
@@ -146,11 +158,11 @@ def _unmark(marked: str) -> Rendering:
     return Rendering("".join(pieces), tuple(spans))
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters["tojson"] = measured("tojson", _to_json)
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment

@@ -6,15 +6,15 @@ beside it. What is missing is an error that says which file and what to do, befo
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from sft_trainer import layout
+from sft_trainer import foreign, layout
 from sft_trainer.config import ChatTemplate as TemplateSource
 from sft_trainer.data.bytewise import Sizes, token_sizes
 from sft_trainer.data.template import ChatTemplate, TemplateError
@@ -27,6 +27,8 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+_LARGEST = 256 * foreign.MEBIBYTE
+_HIGHEST = 10_000_000
 _OTHER_KINDS = ("tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model", "tekken.json")
 
 
@@ -38,24 +40,42 @@ class Tokenizer:
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise UserError("TokenizerMissing", _missing(directory))
-        self.content = path.read_bytes()
-        try:
+        self.content = foreign.content(path, "TokenizerMissing", _LARGEST)
+        self._path = path
+        with self._named():
             self._tokenizer = tokenizers.Tokenizer.from_buffer(self.content)
-        except Exception as exc:  # the library raises bare Exception for whatever it cannot read
+        highest = max(self._tokenizer.get_vocab().values(), default=0)
+        if highest > _HIGHEST:  # tables of tokens are as long as the highest number
             raise UserError(
-                "TokenizerMissing", f"{layout.shown(directory)}/tokenizer.json cannot be read: {exc}"
-            ) from exc
+                "TokenizerMissing",
+                f"{layout.shown(path)} cannot be used: a token has the number {highest}; copy it from the model again",
+            )
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.special_tokens = _special_tokens(directory)
 
     def encode(self, texts: list[str]) -> list[tokenizers.Encoding]:
         """Tokens of rendered texts: nothing is added, the template has already named every special token."""
-        return self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        with self._named():
+            return self._tokenizer.encode_batch(texts, add_special_tokens=False)
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """The same tokens without their places, which takes less time."""
-        return [one.ids for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        with self._named():
+            return [one.ids for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """UserError with the file for what the library says of it: a bare Exception, or a panic, which is not even that."""
+        try:
+            yield
+        except BaseException as exc:
+            if type(exc).__name__ != "PanicException" and not isinstance(exc, Exception):
+                raise
+            raise UserError(
+                "TokenizerMissing",
+                f"{layout.shown(self._path)} cannot be used: {str(exc)[:300]}; copy it from the model again",
+            ) from exc
 
     @cached_property
     def sizes(self) -> Sizes | None:
@@ -120,11 +140,12 @@ def preset(tokenizer: Tokenizer) -> str:
 def _own_template(directory: Path) -> str | None:
     file = directory / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return foreign.text(file, "InvalidChatTemplate")
     for name in ("tokenizer_config.json", "chat_template.json"):
         found = _json(directory / name).get("chat_template")
         if isinstance(found, list):  # several named ones
-            named = {entry.get("name"): entry.get("template") for entry in found}
+            entries = [entry for entry in found if isinstance(entry, dict)]
+            named = {str(entry.get("name")): entry.get("template") for entry in entries}
             found = named.get("default") or next(iter(named.values()), None)
         if isinstance(found, str) and found:
             return found
@@ -133,7 +154,7 @@ def _own_template(directory: Path) -> str | None:
 
 def _file(path: str, workspace: Path) -> str:
     try:
-        return layout.within(workspace, path).read_text(encoding="utf-8")
+        return foreign.text(layout.within(workspace, path), "InvalidChatTemplate")
     except (ValueError, OSError) as exc:
         words = (
             "was not found in the workspace"
@@ -157,10 +178,7 @@ def _special_tokens(directory: Path) -> dict[str, str]:
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as exc:
-        raise UserError("TokenizerMissing", f"{layout.shown(path)} is not valid JSON: {exc}") from exc
+    document = foreign.document(path, "TokenizerMissing")
     return document if isinstance(document, dict) else {}
 
 

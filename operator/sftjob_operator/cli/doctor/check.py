@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sftjob_operator.api.objects import Manifest
+
 State = Literal["ok", "warning", "missing", "unknown"]
+
+Listed = Sequence[Manifest] | None
+"""None: the person may not list them."""
 
 
 @dataclass(frozen=True)

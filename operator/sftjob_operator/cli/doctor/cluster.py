@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sftjob_operator.api.crd import crd
 from sftjob_operator.api.objects import Manifest
-from sftjob_operator.cli.doctor.check import Check
+from sftjob_operator.cli.doctor import gpus
+from sftjob_operator.cli.doctor.check import Check, Listed
 from sftjob_operator.cli.doctor.rights import Right
 from sftjob_operator.reports import parse_time
 
-GPU_RESOURCES = ("nvidia.com/gpu", "amd.com/gpu", "habana.ai/gaudi")
-MEMORY_LABEL = "nvidia.com/gpu.memory"
 LEASE_SECONDS = 60.0
 _SHARED = (
     *("nfs", "efs.csi", "cephfs", "filestore", "azurefile", "file.csi.azure", "fsx", "lustre", "juicefs"),
@@ -32,10 +31,6 @@ _SHARED = (
     ),
 )
 """Words in the names of provisioners that can make ReadWriteMany volumes."""
-
-
-Listed = Sequence[Manifest] | None
-"""None: the person may not list them."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ def checks(facts: Facts) -> Iterator[Check]:
     yield _kind(facts)
     yield _operator(facts)
     yield from _rights(facts)
-    yield _gpus(facts)
+    yield from gpus.checks(facts.nodes)
     yield _volume(facts)
     yield _queue(facts)
     found = "its operator is there" if facts.prometheus else "no Prometheus operator found"
@@ -165,43 +160,6 @@ def _rights(facts: Facts) -> Iterator[Check]:
 
 def _resource(right: Right) -> str:
     return f"{right.resource}/{right.subresource}" if right.subresource else right.resource
-
-
-def _gpus(facts: Facts) -> Check:
-    name = "GPUs"
-    if facts.nodes is None:
-        return Check(name, "unknown", "you may not list nodes")
-    with_gpus = [(node, kind, count) for node in facts.nodes for kind, count in _gpus_of(node)]
-    if not with_gpus:
-        fix = "add nodes with GPUs and their device plugin, or set spec.workers.gpusPerNode: 0"
-        return Check(name, "warning", f"none of {len(facts.nodes)} nodes offers any", fix)
-    kinds = sorted({kind for _, kind, _ in with_gpus})
-    said = ", ".join(
-        f"{sum(count for _, k, count in with_gpus if k == kind)} {kind} on "
-        f"{sum(1 for _, k, _ in with_gpus if k == kind)} nodes"
-        for kind in kinds
-    )
-    nvidia = [node for node, kind, _ in with_gpus if kind == GPU_RESOURCES[0]]
-    bare = [node["metadata"]["name"] for node in nvidia if MEMORY_LABEL not in _labels(node)]
-    if bare:
-        fix = "install NVIDIA's GPU feature discovery, or set the chart's operator.gpuMemory (else 40Gi is assumed)"
-        return Check(name, "warning", f"{said}; no label {MEMORY_LABEL} on {', '.join(bare[:3])}", fix)
-    memory = sorted(
-        {int(_labels(node)[MEMORY_LABEL]) for node in nvidia if _labels(node)[MEMORY_LABEL].isdigit()}
-    )
-    each = f", of {' and '.join(f'{mib / 1024:.0f}Gi' for mib in memory)}" if memory else ""
-    return Check(name, "ok", said + each)
-
-
-def _gpus_of(node: Manifest) -> Iterator[tuple[str, int]]:
-    for kind in GPU_RESOURCES:
-        text = str(node.get("status", {}).get("allocatable", {}).get(kind, "0"))
-        if text.isdigit() and int(text):
-            yield kind, int(text)
-
-
-def _labels(node: Manifest) -> Mapping[str, str]:
-    return node["metadata"].get("labels") or {}
 
 
 def _volume(facts: Facts) -> Check:
