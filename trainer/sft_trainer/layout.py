@@ -104,6 +104,11 @@ def data_cache(workspace: Path) -> Path:
     return workspace / ".sftjob" / "cache" / "data"
 
 
+def source_cache(workspace: Path) -> Path:
+    """Data copied from stores on the network, by what the store says of its content."""
+    return workspace / ".sftjob" / "cache" / "sources"
+
+
 def model_cache(workspace: Path) -> Path:
     """Downloaded or converted models, by content hash."""
     return workspace / ".sftjob" / "cache" / "models"

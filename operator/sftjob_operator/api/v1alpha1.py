@@ -12,7 +12,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from sftjob_operator.api.base import (
     ApiModel,
-    HubUri,
+    DataUri,
+    ModelUri,
     NewToken,
     ObjectName,
     Passthrough,
@@ -71,14 +72,18 @@ class Model(ApiModel):
             ),
         )
     )
-    uri: HubUri | None = Field(
-        None, description="hf://<organisation>/<name>[@<revision>], downloaded once into the workspace."
+    uri: ModelUri | None = Field(
+        None,
+        description="hf://<organisation>/<name>[@<revision>], or s3://<bucket>/<folder> (or a .gguf file there): "
+        "downloaded once into the workspace.",
     )
     path: RelativePath | None = Field(
         None, description="A Hugging Face folder or a .gguf file in the workspace."
     )
     secret_ref: SecretRef | None = Field(
-        None, description="All its keys (HF_TOKEN) become environment of the prepare pod, and of no other."
+        None,
+        description="All its keys (HF_TOKEN; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, "
+        "AWS_ENDPOINT_URL) become environment of the prepare pod, and of no other.",
     )
     attention: Literal["FlashAttention", "SDPA", "Eager"] | None = Field(
         None,
@@ -99,15 +104,33 @@ class Model(ApiModel):
 
 
 class DataSource(ApiModel):
-    """Rows of chat: exactly one of `path` and `inline`."""
+    """Rows of chat: exactly one of `path`, `uri` and `inline`."""
 
-    model_config = ConfigDict(json_schema_extra=rules(exactly_one_of("spec.data source", "path", "inline")))
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            exactly_one_of("spec.data source", "path", "uri", "inline"),
+            (
+                "!has(self.secretRef) || (has(self.uri) && self.uri.startsWith('s3://'))",
+                "spec.data source: secretRef holds the keys of an s3:// uri: remove it, or set uri",
+            ),
+        )
+    )
     name: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(
         None, description="Label of this source in messages; absent = its position."
     )
     path: RelativePath | None = Field(
         None,
         description="A .json, .jsonl or .parquet file in the workspace, a glob of such, or a folder with all of them.",
+    )
+    uri: DataUri | None = Field(
+        None,
+        description="s3://<bucket>/<key> of such a file, a folder or a glob, or https:// of one file; copied into the "
+        "workspace, and again when it has changed.",
+    )
+    secret_ref: SecretRef | None = Field(
+        None,
+        description="The keys to an s3:// uri (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, "
+        "AWS_ENDPOINT_URL), seen by the prepare pod alone. Absent = those of spec.model.secretRef.",
     )
     inline: Annotated[str, Field(min_length=1, max_length=65536)] | None = Field(
         None, description="JSON lines, for a quick try."
@@ -774,6 +797,15 @@ class Spec(ApiModel):
     failure_policy: FailurePolicy = Field(default_factory=FailurePolicy, description="Restarts.")
     evaluation: Evaluation = Field(default_factory=Evaluation, description="Measuring on held-out rows.")
     export: Export = Field(default_factory=Export, description="The result.")
+
+    @property
+    def data_sources(self) -> dict[str, DataSource]:
+        """All sources of rows, by their fields."""
+        held_out = (self.data.eval.sources or ()) if self.data.eval else ()
+        return {
+            **{f"spec.data.train[{index}]": source for index, source in enumerate(self.data.train)},
+            **{f"spec.data.eval.sources[{index}]": source for index, source in enumerate(held_out)},
+        }
 
     @property
     def exports_best(self) -> bool:

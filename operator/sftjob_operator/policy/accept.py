@@ -120,8 +120,7 @@ def _quantity(path: str, value: int | str) -> None:
 
 
 def _inline(spec: Spec) -> None:
-    sources = [*spec.data.train, *((spec.data.eval.sources or ()) if spec.data.eval else ())]
-    size = sum(len((source.inline or "").encode()) for source in sources)
+    size = sum(len((source.inline or "").encode()) for source in spec.data_sources.values())
     if size > _INLINE_BYTES:
         raise SpecError(
             "InlineDataTooLarge",
