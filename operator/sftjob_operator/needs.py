@@ -10,6 +10,7 @@ from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest, Ref
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.batchjob import BatchJob
+from sftjob_operator.desired.claim import claim_field, claim_name
 from sftjob_operator.observe import Observed, attempt_ref, hands_off, is_settled, observe
 from sftjob_operator.prepared import Prepared
 
@@ -74,7 +75,7 @@ def prerequisites(job: SFTJob, prepared: Prepared) -> dict[Ref, str]:
     The Secrets of model and data are for preparation alone: a restart does without them.
     """
     spec, namespace = job.spec, job.namespace
-    fields = {claim_ref(job): "spec.workspace.claimName"}
+    fields = {claim_ref(job): claim_field(job)}
     for secret in spec.workers.image_pull_secrets:
         fields[Ref("v1", "Secret", namespace, secret.name)] = "spec.workers.imagePullSecrets"
     if prepared.result() is not None:
@@ -91,7 +92,7 @@ def prerequisites(job: SFTJob, prepared: Prepared) -> dict[Ref, str]:
 
 def claim_ref(job: SFTJob) -> Ref:
     """Address of the workspace's claim."""
-    return Ref("v1", "PersistentVolumeClaim", job.namespace, job.spec.workspace.claim_name)
+    return Ref("v1", "PersistentVolumeClaim", job.namespace, claim_name(job))
 
 
 def _is_awaited(seen: Observed) -> bool:

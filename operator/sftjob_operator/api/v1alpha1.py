@@ -613,12 +613,71 @@ class Prepare(ApiModel):
     pod_template: PodTemplate = Field(default_factory=PodTemplate, description="Merged over our pod.")
 
 
-class Workspace(ApiModel):
-    """The shared volume with models, datasets, caches, checkpoints and exports."""
+class ClaimRequests(ApiModel):
+    """What the volume must have."""
 
-    claim_name: ObjectName = Field(
+    storage: Quantity = Field(description="Its size, such as 500Gi.")
+
+
+class ClaimResources(ApiModel):
+    """As in core/v1."""
+
+    requests: ClaimRequests = Field(description="What the volume must have.")
+
+
+class ClaimSpec(ApiModel):
+    """A curated subset of core/v1 PersistentVolumeClaimSpec: a file system, never a block device."""
+
+    access_modes: Annotated[
+        list[Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]], Field(min_length=1, max_length=3)
+    ] = Field(
+        default_factory=lambda: ["ReadWriteMany"],
+        description="Default [ReadWriteMany], which more than one node needs.",
+    )
+    resources: ClaimResources = Field(description="Its size.")
+    storage_class_name: Annotated[str, Field(max_length=253)] | None = Field(
+        None, description="Absent = the cluster's default class."
+    )
+
+
+class ClaimTemplate(ApiModel):
+    """A PersistentVolumeClaim to be made."""
+
+    spec: ClaimSpec = Field(description="The claim.")
+
+
+class RetentionPolicy(ApiModel):
+    """What becomes of the claim."""
+
+    when_deleted: Literal["Retain", "Delete"] = Field(
+        "Retain",
+        description="With the SFTJob, and never before: Retain keeps the claim, and a job of the same name finds it again; "
+        "Delete removes it, the volume and all that lies on it. Default Retain.",
+    )
+
+
+class Workspace(ApiModel):
+    """The shared volume with models, datasets, caches, checkpoints and exports: exactly one of the two claims."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            exactly_one_of("spec.workspace", "claimName", "claimTemplate"),
+            (
+                "!has(self.retentionPolicy) || has(self.claimTemplate)",
+                "spec.workspace.retentionPolicy is for a claim of the job's own: set claimTemplate, or remove it",
+            ),
+        )
+    )
+    claim_name: ObjectName | None = Field(
+        None,
         description="PersistentVolumeClaim, ReadWriteMany unless nodes is 1. "
-        "While it is missing the job waits."
+        "While it is missing the job waits.",
+    )
+    claim_template: ClaimTemplate | None = Field(
+        None, description="A claim of the job's own, <name>-workspace, made before preparation."
+    )
+    retention_policy: RetentionPolicy = Field(
+        default_factory=RetentionPolicy, description="Of the claim made from claimTemplate."
     )
     sub_path: RelativePath | None = Field(None, description="Folder of the volume to use as workspace.")
 
@@ -749,6 +808,13 @@ class Spec(ApiModel):
                 "!has(self.evaluation) || !has(self.evaluation.samples) || self.evaluation.samples == 0 || "
                 "has(self.data.eval)",
                 "spec.evaluation.samples are prompts of held-out rows: set spec.data.eval",
+            ),
+            (
+                "!has(self.workspace.claimTemplate) || !has(self.workspace.claimTemplate.spec.accessModes) || "
+                "'ReadWriteMany' in self.workspace.claimTemplate.spec.accessModes || !has(self.workers) || "
+                "!has(self.workers.nodes) || self.workers.nodes <= 1",
+                "spec.workspace.claimTemplate.spec.accessModes must have ReadWriteMany when spec.workers.nodes is above "
+                "1: the pods of all nodes share the volume",
             ),
             _needs_evaluations(_STOPS_EARLY, "spec.training.earlyStopping"),
             _needs_evaluations(

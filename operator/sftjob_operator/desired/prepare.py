@@ -64,7 +64,7 @@ def prepare_children(job: SFTJob, settings: Settings, number: int) -> list[Manif
 
 def _part(job: SFTJob, name: str) -> Part:
     spec, secret = job.spec.prepare, job.spec.model.secret_ref
-    secrets = [] if secret is None else [{"secretRef": {"name": secret.name}}]
+    secrets: list[Manifest] = [] if secret is None else [{"secretRef": {"name": secret.name}}]
     secrets += [
         {"prefix": prefix, "secretRef": {"name": name}} for name, prefix in secret_prefixes(job).items()
     ]

@@ -101,6 +101,9 @@ def _quantities(spec: Spec) -> None:
                 _quantity(f"{path}.{kind}.{name}", value)
     if workers.shared_memory is not None:
         _quantity("spec.workers.sharedMemory", workers.shared_memory)
+    if spec.workspace.claim_template is not None:
+        path = "spec.workspace.claimTemplate.spec.resources.requests.storage"
+        _quantity(path, spec.workspace.claim_template.spec.resources.requests.storage)
     if workers.gpus_per_node:
         for kind in ("requests", "limits"):
             stated = getattr(workers.resources, kind).get(workers.gpu_resource_name)
