@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sft_trainer import layout
+from sft_trainer import layout, uses
 from sft_trainer.arrival import megabytes, progress
 from sft_trainer.data import cache
 from sft_trainer.errors import Network, TrainerError, UserError
@@ -62,7 +62,7 @@ def fetch(uri: str, workspace: Path) -> tuple[Path, str]:
             commit = _commit(reference)
         entry = layout.model_cache(workspace) / f"{reference.repository.replace('/', '--')}--{commit[:12]}"
         with cache.alone(entry):
-            if not entry.is_dir():
+            if not uses.touch(entry):
                 _download(reference, commit, entry)
     except TrainerError:
         raise

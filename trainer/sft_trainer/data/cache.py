@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sft_trainer import uses
 from sft_trainer.data.rows import Rows, joined
 
 logger = logging.getLogger(__name__)
@@ -136,6 +137,7 @@ def key(parts: Iterable[bytes]) -> str:
 
 def lookup(entry: Path) -> dict[str, Any] | None:
     """The facts of a finished entry, if every file in it is what was written; a damaged one is removed."""
+    uses.touch(entry)
     try:
         facts: dict[str, Any] = json.loads((entry / _FACTS).read_text(encoding="utf-8"))
         if all(_fingerprint(entry / name) == stated for name, stated in facts["files"].items()):

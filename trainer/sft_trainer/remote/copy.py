@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 
-from sft_trainer import layout
+from sft_trainer import layout, uses
 from sft_trainer.arrival import megabytes, progress
 from sft_trainer.data import cache
 from sft_trainer.errors import Network, VolumeFull
@@ -37,7 +37,7 @@ def copy(what: Listing, parent: Path, *, piece: int = PIECE_BYTES) -> Path:
     """
     entry = parent / f"{_slug(what.uri)}--{digest(what)}"
     with cache.alone(entry) as is_alone:
-        if not entry.is_dir():
+        if not uses.touch(entry):
             partial = entry.with_name(f".{entry.name}.{'partial' if is_alone else uuid.uuid4().hex[:8]}")
             _copy(what, partial, piece)
             cache.publish(partial, entry)
