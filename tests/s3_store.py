@@ -30,6 +30,7 @@ def client(kind, key="x", secret="y"):
 iam, s3, names = client("iam"), client("s3"), {}
 for bucket in ("chats", "hostile", "closed"):
     s3.create_bucket(Bucket=bucket)
+s3.put_bucket_versioning(Bucket="chats", VersioningConfiguration={"Status": "Enabled"})
 s3.put_object(Bucket="hostile", Key="up/../../evil.jsonl", Body=b"{}")
 for user, buckets in (("reader", ["chats", "hostile"]), ("other", ["closed"])):
     iam.create_user(UserName=user)

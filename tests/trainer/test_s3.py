@@ -84,9 +84,9 @@ def test_what_has_not_changed_is_copied_once_and_what_has_is_copied_again(store:
     store.put("once/a.jsonl", lines(chat("hi", "first")))
     room.run(train=source("s3://chats/once/a.jsonl"))
     (copied,) = (room.workspace / ".sftjob/cache/sources").glob("s3-chats-once*")
-    at = copied.stat().st_mtime_ns
+    at = (copied / "a.jsonl").stat().st_mtime_ns
     room.run(train=source("s3://chats/once/a.jsonl"))
-    assert copied.stat().st_mtime_ns == at
+    assert (copied / "a.jsonl").stat().st_mtime_ns == at
     store.put("once/a.jsonl", lines(chat("hi", "first"), chat("hi", "second")))
     again = room.run(train=source("s3://chats/once/a.jsonl"))
     assert again.prepare is not None

@@ -109,7 +109,7 @@ class Desk:
 
     def _collect(self, request: Request) -> Iterator[Answer]:
         """{unusedSeconds, limitBytes?, checkpoints?, jobs, directories, remove}: what nobody needs, and its end."""
-        policy = collect.policy_of(request)
+        policy = collect.policy_of(dict(request))
         found = collect.collect if request.get("remove") else collect.find
         for item in found(self._workspace, policy):
             yield {"path": item.path, "bytes": item.size, "unusedSeconds": int(item.unused_seconds)}

@@ -613,6 +613,9 @@ class Prepare(ApiModel):
     pod_template: PodTemplate = Field(default_factory=PodTemplate, description="Merged over our pod.")
 
 
+AccessMode = Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]
+
+
 class ClaimRequests(ApiModel):
     """What the volume must have."""
 
@@ -628,10 +631,8 @@ class ClaimResources(ApiModel):
 class ClaimSpec(ApiModel):
     """A curated subset of core/v1 PersistentVolumeClaimSpec: a file system, never a block device."""
 
-    access_modes: Annotated[
-        list[Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]], Field(min_length=1, max_length=3)
-    ] = Field(
-        default_factory=lambda: ["ReadWriteMany"],
+    access_modes: Annotated[list[AccessMode], Field(min_length=1, max_length=3)] = Field(
+        default_factory=lambda: list[AccessMode](["ReadWriteMany"]),
         description="Default [ReadWriteMany], which more than one node needs.",
     )
     resources: ClaimResources = Field(description="Its size.")

@@ -136,19 +136,17 @@ def _listed(store: Any, wanted: Wanted, field: str, uri: str) -> Iterator[Remote
 
 
 def _remote(meta: Any) -> Remote:
-    version = meta.get("version") or ""
-    return Remote(
-        meta["path"], meta["path"], meta["size"], f"{(meta.get('e_tag') or '')}{version}".strip('"')
-    )
+    return Remote(meta["path"], meta["path"], meta["size"], (meta.get("e_tag") or "").strip('"'))
 
 
 def _read(store: Any, one: Remote, start: int, end: int) -> bytes:
     import obstore
 
-    options: dict[str, Any] = {"range": (start, end)}
     if one.etag:
-        options["if_match"] = f'"{one.etag}"'
-    return bytes(obstore.get(store, one.key, options=options).bytes())
+        answer = obstore.get(store, one.key, options={"range": (start, end), "if_match": f'"{one.etag}"'})
+    else:
+        answer = obstore.get(store, one.key, options={"range": (start, end)})
+    return bytes(answer.bytes())
 
 
 def explained(exc: Exception, uri: str, field: str, access: Access) -> TrainerError:
