@@ -95,8 +95,8 @@ def test_every_stores_secret_is_waited_for_and_has_its_own_names_in_the_pod():
         {"prefix": "SFTJOB_DATA_1_", "secretRef": {"name": "two"}},
     ]
     config = json.loads(next(each for each in created if each["kind"] == "ConfigMap")["data"]["prepare.json"])
-    prefixes = [each["secretPrefix"] for each in config["data"]["train"]]
-    assert prefixes == ["", "SFTJOB_DATA_0_", "SFTJOB_DATA_1_"]
+    prefixes = [each.get("secretPrefix") for each in config["data"]["train"]]
+    assert prefixes == [None, "SFTJOB_DATA_0_", "SFTJOB_DATA_1_"]
     assert config["data"]["eval"]["sources"][0]["secretPrefix"] == "SFTJOB_DATA_0_"
 
 

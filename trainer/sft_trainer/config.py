@@ -141,7 +141,7 @@ class DataSource(Contract):
     name: str
     path: str | None = None
     uri: str | None = None
-    secret_prefix: str = ""  # before the names of its Secret's keys in the environment
+    secret_prefix: str | None = None  # before the names of its Secret's keys in the environment
     inline: str | None = None
     format: DataFormat = "Auto"
     columns: dict[str, str] = Field(default_factory=dict)

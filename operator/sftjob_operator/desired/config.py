@@ -201,7 +201,7 @@ def _source(index: int, source: DataSource, prefixes: Mapping[str, str]) -> conf
         name=source.name or str(index),
         path=source.path,
         uri=source.uri,
-        secret_prefix="" if source.secret_ref is None else prefixes.get(source.secret_ref.name, ""),
+        secret_prefix=None if source.secret_ref is None else prefixes.get(source.secret_ref.name),
         inline=source.inline,
         format=source.format,
         columns=dict(source.columns),

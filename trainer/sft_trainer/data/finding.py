@@ -33,7 +33,9 @@ def find(label: str, source: DataSource, workspace: Path) -> Opened:
 
 def _from_store(one: Opened) -> Opened:
     uri = one.source.uri or ""
-    folder = remote.data(uri, f"{one.field}.uri", one.source.secret_prefix, tuple(SUFFIXES), one.workspace)
+    folder = remote.data(
+        uri, f"{one.field}.uri", one.source.secret_prefix or "", tuple(SUFFIXES), one.workspace
+    )
     files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
     for path in files:
         if path.suffix.lower() not in SUFFIXES:
