@@ -18,6 +18,7 @@ import pytest
 from sft_trainer import collect, uses
 from sft_trainer.collect import Item, Policy
 from sft_trainer.data import cache
+from sft_trainer.errors import Crash
 from sft_trainer.volume import Desk
 
 DAY = 24 * 3600.0
@@ -127,6 +128,14 @@ def test_a_use_marks_the_cache_by_the_clock_of_the_volume(tmp_path: Path) -> Non
     aged(found, 400)
     assert cache.lookup(found) is None  # damaged, which is not the point: it was looked at
     assert abs(uses.volume_time(tmp_path) - time.time()) < 60
+
+
+def test_a_training_that_misses_its_cache_says_that_it_is_to_be_prepared_again(tmp_path: Path) -> None:
+    entry(tmp_path, ".sftjob/cache/data/a", 1)
+    uses.require(tmp_path, [".sftjob/cache/data/a"])
+    with pytest.raises(Crash, match="is no longer on the volume") as caught:
+        uses.require(tmp_path, [".sftjob/cache/data/a", ".sftjob/cache/data/b"])
+    assert caught.value.reason == "Unprepared"
 
 
 def test_what_a_preparation_finds_just_before_it_goes_is_put_back(

@@ -79,6 +79,10 @@ EXIT_CLASSES: dict[int, FailureClass] = {
 }
 
 
+UNPREPARED = "Unprepared"
+"""Reason of an attempt that did not find what preparation had left: it is prepared again."""
+
+
 class Contract(BaseModel):
     """JSON in camelCase, Python in snake_case, immutable, unknown keys refused."""
 

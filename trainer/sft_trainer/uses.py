@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sft_trainer import layout
+from sft_trainer.config import UNPREPARED
+from sft_trainer.errors import Crash
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,17 @@ def kept(
         yield
     finally:
         done.set()
+
+
+def require(workspace: Path, directories: Sequence[str]) -> None:
+    """Somebody may have cleaned up while the job was suspended.
+
+    Raises:
+        Crash: one of these is not there; its reason has the operator prepare again.
+    """
+    for place in directories:
+        if not layout.within(workspace, place).is_dir():
+            raise Crash(f"{place} is no longer on the volume: it is prepared again", UNPREPARED)
 
 
 def volume_time(folder: Path) -> float:

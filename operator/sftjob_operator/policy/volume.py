@@ -23,7 +23,7 @@ def furnish(world: World, prepared: Prepared) -> Decision | None:
         return None
     there = world.prerequisites[ref]
     if there is None:
-        if prepared.result() is not None:
+        if prepared.result() is not None or job.status.start_time is not None:
             return None
         if world.refusal is not None and world.refusal.ref == ref:
             return refused(world, job.status, world.refusal)
