@@ -132,6 +132,21 @@ def test_every_source_has_the_keys_of_its_own_secret(
     assert done.prepare.data.rows == 2
 
 
+def test_keys_are_sent_only_where_their_own_secret_says(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's Secret names a store, and the source's has keys of AWS."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", store.url)
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/token")
+    monkeypatch.setenv("S1_AWS_ACCESS_KEY_ID", "AKIA")
+    monkeypatch.setenv("S1_AWS_REGION", "eu-west-3")
+    theirs = s3.store(s3.Access("chats", "S1_"))
+    assert theirs.config["endpoint_url_s3"] == "https://s3.eu-west-3.amazonaws.com"
+    assert str(theirs.client_options["allow_http"]).lower() == "false"
+    assert s3.store(s3.Access("chats", "")).config["endpoint_url_s3"] == store.url
+    assert s3.Access("chats", "S2_").is_anonymous
+
+
 @pytest.mark.parametrize(
     ("uri", "changed", "reason", "words"),
     [

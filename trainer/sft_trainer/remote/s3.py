@@ -42,7 +42,25 @@ class Access(NamedTuple):
     @property
     def is_anonymous(self) -> bool:
         """Whether there is nobody to sign as."""
-        return self.value("AWS_ACCESS_KEY_ID") is None and not any(map(os.environ.get, _OWN_IDENTITY))
+        own = not self.prefix and any(map(os.environ.get, _OWN_IDENTITY))
+        return self.value("AWS_ACCESS_KEY_ID") is None and not own
+
+    @property
+    def region(self) -> str:
+        """Of the bucket."""
+        return self.value("AWS_REGION") or self.value("AWS_DEFAULT_REGION") or "us-east-1"
+
+    @property
+    def stated_endpoint(self) -> str | None:
+        """Of the Secret."""
+        return self.value("AWS_ENDPOINT_URL_S3") or self.value("AWS_ENDPOINT_URL")
+
+    @property
+    def endpoint(self) -> str:
+        """Where requests go: AWS unless the same Secret says otherwise, for keys must not reach another's store."""
+        if self.stated_endpoint is not None:
+            return self.stated_endpoint
+        return f"https://s3.{self.region}.amazonaws.com{'.cn' if self.region.startswith('cn-') else ''}"
 
 
 def find(uri: str, field: str, *, prefix: str = "", suffixes: tuple[str, ...] = ()) -> Listing:
@@ -58,8 +76,8 @@ def find(uri: str, field: str, *, prefix: str = "", suffixes: tuple[str, ...] = 
         )
     access, key = Access(match["bucket"], prefix), match["key"]
     try:
-        store = _store(access)
-        objects = _found(store, key, suffixes, field, uri)
+        bucket = store(access)
+        objects = _found(bucket, key, suffixes, field, uri)
     except TrainerError:
         raise
     except Exception as exc:
@@ -67,32 +85,31 @@ def find(uri: str, field: str, *, prefix: str = "", suffixes: tuple[str, ...] = 
 
     def read(one: Remote, start: int, end: int) -> bytes:
         try:
-            return _read(store, one, start, end)
+            return _read(bucket, one, start, end)
         except Exception as exc:
             raise explained(exc, SCHEME + f"{access.bucket}/{one.key}", field, access) from exc
 
     return Listing(uri, field, objects, read)
 
 
-def _found(store: Any, key: str, suffixes: tuple[str, ...], field: str, uri: str) -> tuple[Remote, ...]:
+def _found(bucket: Any, key: str, suffixes: tuple[str, ...], field: str, uri: str) -> tuple[Remote, ...]:
     if listing.has_magic(key):
-        return listing.checked(field, uri, _listed(store, listing.matching(key), field, uri))
+        return listing.checked(field, uri, _listed(bucket, listing.matching(key), field, uri))
     if key and not key.endswith("/"):
-        one = _head(store, key)
+        one = _head(bucket, key)
         if one is not None:
             return (one._replace(name=key.rpartition("/")[2]),)
-    below = _listed(store, listing.folder(key), field, uri)
+    below = _listed(bucket, listing.folder(key), field, uri)
     return listing.checked(
         field, uri, (one for one in below if not suffixes or one.name.lower().endswith(suffixes))
     )
 
 
-def _store(access: Access) -> Any:
+def store(access: Access) -> Any:
+    """The client of a bucket."""
     from obstore.store import S3Store
 
-    endpoint = access.value("AWS_ENDPOINT_URL_S3") or access.value("AWS_ENDPOINT_URL")
-    region = access.value("AWS_REGION") or access.value("AWS_DEFAULT_REGION") or "us-east-1"
-    more: dict[str, Any] = {} if endpoint is None else {"endpoint": endpoint}
+    more: dict[str, Any] = {"aws_endpoint_url_s3": access.endpoint}  # before all that the environment says
     if access.is_anonymous:
         more["skip_signature"] = True
     elif access.value("AWS_ACCESS_KEY_ID") is not None:
@@ -105,19 +122,19 @@ def _store(access: Access) -> Any:
         more["credential_provider"] = lambda: stated
     return S3Store(
         access.bucket,
-        region=region,
-        client_options={"timeout": _TIMEOUT, "allow_http": bool(endpoint and endpoint.startswith("http://"))},
+        region=access.region,
+        client_options={"timeout": _TIMEOUT, "allow_http": access.endpoint.startswith("http://")},
         retry_config={"max_retries": 4, "retry_timeout": timedelta(minutes=2)},
         **more,
     )
 
 
-def _head(store: Any, key: str) -> Remote | None:
+def _head(bucket: Any, key: str) -> Remote | None:
     """The object `key`, if it is one. By its first byte: the answer to HEAD has no words that say why not."""
     import obstore
 
     try:
-        return _remote(obstore.get(store, key, options={"range": (0, 1)}).meta)
+        return _remote(obstore.get(bucket, key, options={"range": (0, 1)}).meta)
     except FileNotFoundError as exc:
         if "NoSuchBucket" in str(exc):
             raise
@@ -125,13 +142,13 @@ def _head(store: Any, key: str) -> Remote | None:
     except Exception as exc:
         if "InvalidRange" not in str(exc):
             raise
-        return _remote(obstore.head(store, key))  # it is empty
+        return _remote(obstore.head(bucket, key))  # it is empty
 
 
-def _listed(store: Any, wanted: Wanted, field: str, uri: str) -> Iterator[Remote]:
+def _listed(bucket: Any, wanted: Wanted, field: str, uri: str) -> Iterator[Remote]:
     import obstore
 
-    chunks = obstore.list(store, prefix=wanted.prefix.rstrip("/") or None)
+    chunks = obstore.list(bucket, prefix=wanted.prefix.rstrip("/") or None)
     return wanted.of(listing.bounded(field, uri, (_remote(meta) for chunk in chunks for meta in chunk)))
 
 
@@ -139,13 +156,13 @@ def _remote(meta: Any) -> Remote:
     return Remote(meta["path"], meta["path"], meta["size"], (meta.get("e_tag") or "").strip('"'))
 
 
-def _read(store: Any, one: Remote, start: int, end: int) -> bytes:
+def _read(bucket: Any, one: Remote, start: int, end: int) -> bytes:
     import obstore
 
     if one.etag:
-        answer = obstore.get(store, one.key, options={"range": (start, end), "if_match": f'"{one.etag}"'})
+        answer = obstore.get(bucket, one.key, options={"range": (start, end), "if_match": f'"{one.etag}"'})
     else:
-        answer = obstore.get(store, one.key, options={"range": (start, end)})
+        answer = obstore.get(bucket, one.key, options={"range": (start, end)})
     return bytes(answer.bytes())
 
 
@@ -182,11 +199,7 @@ def explained(exc: Exception, uri: str, field: str, access: Access) -> TrainerEr
         return Network(
             f"{field}: {uri}: the store answered {status} {code}; it will be tried again", "SourceUnavailable"
         )
-    reached = (
-        access.value("AWS_ENDPOINT_URL_S3")
-        or access.value("AWS_ENDPOINT_URL")
-        or "AWS (no AWS_ENDPOINT_URL is set)"
-    )
+    reached = access.stated_endpoint or "AWS (no AWS_ENDPOINT_URL is set)"
     last = re.sub(r"\s+", " ", words)[-160:]
     return Network(
         f"{field}: {uri}: {reached} could not be reached: {last}; it will be tried again", "SourceUnavailable"
@@ -216,5 +229,4 @@ def _in(field: str) -> str:
 
 
 def _at(access: Access) -> str:
-    endpoint = access.value("AWS_ENDPOINT_URL_S3") or access.value("AWS_ENDPOINT_URL")
-    return f" at {endpoint}" if endpoint else ""
+    return f" at {access.stated_endpoint}" if access.stated_endpoint else ""
