@@ -55,7 +55,8 @@ lock: ## requirements/*.txt from pyproject.toml, with hashes
 	@for extra in operator trainer; do \
 	  uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra $$extra pyproject.toml -o requirements/$$extra.txt; done
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --all-extras --group dev pyproject.toml -o requirements/dev.txt
-	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group build -o requirements/build.txt
+	@for group in build s3; do \
+	  uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group $$group -o requirements/$$group.txt; done
 	@uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --group kernels -c requirements/trainer.txt -o requirements/kernels.txt
 	@FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE uv pip compile -q --universal --python .venv/bin/python --generate-hashes --no-header --no-annotate --group flash --no-deps \
 	  --no-build-isolation-package flash-attn -o requirements/flash.txt  # its metadata is made by importing torch

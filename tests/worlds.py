@@ -169,7 +169,8 @@ class Scene:
             jobs=copy.deepcopy([*visible, *asked]),
             pods=[p for p in self.pods if wanted <= p["metadata"]["labels"].items()] if need.pods else None,
             prerequisites={
-                ref: None if ref in self.missing else self.found.get(ref, {}) for ref in need.prerequisites
+                ref: self.objects.get(ref) or (None if ref in self.missing else self.found.get(ref, {}))
+                for ref in need.prerequisites
             },
             progress=self.progress if need.progress else None,
             hardware=self.hardware if need.hardware else Hardware(),

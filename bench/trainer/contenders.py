@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.trainer.measure import Contender, Step, json_step
 from bench.trainer.rows import SEED, Prepared
 
-import assets
+import environments
 from sft_trainer.config import Precision, TrainConfig
 from sft_trainer.launcher.environment import KEEP_FREED_MEMORY
 
-ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 NAMES = ("ours", "trl", "trl-packing", "floor")
 OTHERS = ("ours-lean", "trl-tuned", "trl-packing-tuned")
@@ -63,17 +60,7 @@ def contender(name: str, work: Work, folder: Path) -> Contender:
 
 def trl_python() -> str:
     """The interpreter of TRL's own locked environment in the cache, made where it is missing (a minute)."""
-    lock = ROOT / "requirements" / "bench.txt"
-    place = assets.cache() / "bench" / f"venv-{sha256(lock.read_bytes()).hexdigest()[:12]}"
-    python = place / "bin" / "python"
-    if not (place / ".installed").exists():
-        uv = ROOT / ".venv" / "bin" / "uv"
-        tool = str(uv) if uv.exists() else "uv"
-        subprocess.run([tool, "venv", "-q", "--clear", "--python", sys.executable, str(place)], check=True)
-        install = [tool, "pip", "install", "-q", "--python", str(python), "--require-hashes", "-r", str(lock)]
-        subprocess.run(install, check=True)
-        (place / ".installed").touch()
-    return str(python)
+    return environments.python("bench")
 
 
 def _with_torchrun(

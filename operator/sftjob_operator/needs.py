@@ -10,6 +10,7 @@ from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest, Ref
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.batchjob import BatchJob
+from sftjob_operator.desired.claim import claim_field, claim_name
 from sftjob_operator.observe import Observed, attempt_ref, hands_off, is_settled, observe
 from sftjob_operator.prepared import Prepared
 
@@ -71,20 +72,27 @@ def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime) -> Needs:
 def prerequisites(job: SFTJob, prepared: Prepared) -> dict[Ref, str]:
     """What must exist before a pod is made, and the field of the spec that names it.
 
-    The model's Secret is for preparation alone: a restart does without it.
+    The Secrets of model and data are for preparation alone: a restart does without them.
     """
     spec, namespace = job.spec, job.namespace
-    fields = {claim_ref(job): "spec.workspace.claimName"}
+    fields = {claim_ref(job): claim_field(job)}
     for secret in spec.workers.image_pull_secrets:
         fields[Ref("v1", "Secret", namespace, secret.name)] = "spec.workers.imagePullSecrets"
-    if spec.model.secret_ref is not None and prepared.result() is None:
+    if prepared.result() is not None:
+        return fields
+    if spec.model.secret_ref is not None:
         fields[Ref("v1", "Secret", namespace, spec.model.secret_ref.name)] = "spec.model.secretRef"
+    for field_name, source in spec.data_sources.items():
+        if source.secret_ref is not None:
+            fields.setdefault(
+                Ref("v1", "Secret", namespace, source.secret_ref.name), f"{field_name}.secretRef"
+            )
     return fields
 
 
 def claim_ref(job: SFTJob) -> Ref:
     """Address of the workspace's claim."""
-    return Ref("v1", "PersistentVolumeClaim", job.namespace, job.spec.workspace.claim_name)
+    return Ref("v1", "PersistentVolumeClaim", job.namespace, claim_name(job))
 
 
 def _is_awaited(seen: Observed) -> bool:

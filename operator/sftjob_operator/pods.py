@@ -24,6 +24,9 @@ _IMAGE_REASONS = (
     "SignatureValidationFailed",
 )
 
+# Of the scheduler: a claim without a volume, and a provisioner that it has waited for in vain.
+_UNBOUND = ("unbound immediate PersistentVolumeClaims", "VolumeBinding")
+
 
 @dataclass(frozen=True)
 class Trouble:
@@ -87,7 +90,7 @@ def trouble(pods: Sequence[Manifest], job: BatchJob, now: datetime) -> Trouble:
             "NodeLost", f"{_name(lost)} on node {_node(lost)} should be gone, but its node does not answer"
         )
     found = [why for why in (pod_trouble(pod) for pod in pods) if why is not None]
-    for reason in ("ImagePull", "ContainerConfig", "VolumeMissing", "Unschedulable"):
+    for reason in ("ImagePull", "ContainerConfig", "VolumeMissing", "VolumePending", "Unschedulable"):
         for why in found:
             if why.reason == reason:
                 return why
@@ -129,6 +132,8 @@ def pod_trouble(pod: Manifest) -> Trouble | None:
         words = sentence(str(scheduled.get("message") or scheduled.get("reason") or ""), 700)
         missing = "persistentvolumeclaim" in words and "not found" in words
         reason = "VolumeMissing" if missing else "Unschedulable"
+        if any(part in words for part in _UNBOUND):
+            reason, words = "VolumePending", f"{words}; kubectl describe pvc says why the claim has no volume"
         return Trouble(reason, f"{_name(pod)}: {words}")
     container = _container(pod)
     waiting = ((container or {}).get("state") or {}).get("waiting") or {}

@@ -38,8 +38,10 @@ _TROUBLES = frozenset(
         "Restarting",
         "SecretMissing",
         "Unschedulable",
+        "VolumeLost",
         "VolumeMissing",
         "VolumeNotShared",
+        "VolumePending",
     }
 )
 """Reasons of Running=False that get an Event of their own although the status does not flip."""

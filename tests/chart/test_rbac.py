@@ -14,7 +14,7 @@ WORK = {
     ("", "configmaps"): {"get", "create", "delete"},
     ("", "services"): {"get", "create", "patch"},
     ("", "pods"): {"list"},
-    ("", "persistentvolumeclaims"): {"get"},
+    ("", "persistentvolumeclaims"): {"get", "create"},
     ("", "secrets"): {"get"},
     ("", "events"): {"create"},
 }

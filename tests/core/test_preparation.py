@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from sft_trainer.config import Outcome
 from sftjob_operator.api.objects import Ref
+from sftjob_operator.effects import Create
 from worlds import FACTS, Scene, exited, failed_outcome, prepared_outcome, sftjob, taken
 
 CLAIM = Ref("v1", "PersistentVolumeClaim", "team", "ws")
@@ -68,6 +70,34 @@ def test_what_is_missing_is_waited_for_and_goes_on_when_it_appears(missing, reas
     scene.missing = []
     scene.step(60)
     assert scene.says("Running") == ("False", "Preparing")
+
+
+def test_every_stores_secret_is_waited_for_and_has_its_own_names_in_the_pod():
+    refs = [{"uri": "s3://a/x", "secretRef": {"name": name}} for name in ("hf-token", "one", "two", "one")]
+    scene = Scene(
+        sftjob(
+            model={"path": None, "uri": "s3://b/m", "secretRef": {"name": "hf-token"}},
+            data={"train": refs[:3], "eval": {"sources": refs[3:]}},
+        )
+    )
+    last_secret = Ref("v1", "Secret", "team", "two")
+    scene.missing = [last_secret]
+    scene.step()
+    assert scene.condition("Running")["message"] == (
+        "spec.data.train[2].secretRef: waiting for Secret two in namespace team"
+    )
+    scene.missing = []
+    created = [effect.manifest for effect in scene.step(10).effects if isinstance(effect, Create)]
+    pod = next(each for each in created if each["kind"] == "Job")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["envFrom"] == [
+        {"secretRef": {"name": "hf-token"}},
+        {"prefix": "SFTJOB_DATA_0_", "secretRef": {"name": "one"}},
+        {"prefix": "SFTJOB_DATA_1_", "secretRef": {"name": "two"}},
+    ]
+    config = json.loads(next(each for each in created if each["kind"] == "ConfigMap")["data"]["prepare.json"])
+    prefixes = [each.get("secretPrefix") for each in config["data"]["train"]]
+    assert prefixes == [None, "SFTJOB_DATA_0_", "SFTJOB_DATA_1_"]
+    assert config["data"]["eval"]["sources"][0]["secretPrefix"] == "SFTJOB_DATA_0_"
 
 
 def test_a_restart_does_without_the_secret_that_only_preparation_uses():

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sftjob_operator.api.v1alpha1 import FailurePolicy
+from sftjob_operator.effects import Create
 from sftjob_operator.planning.hardware import Hardware
 from sftjob_operator.policy.restart import MOST_DISRUPTIONS, wait_seconds
-from worlds import Scene, exited, failed_outcome, sftjob, taken
+from worlds import Scene, exited, failed_outcome, prepared_outcome, sftjob, taken
 
 
 def running(**policy) -> Scene:
@@ -39,6 +40,23 @@ def lose(scene: Scene, number: int, message: str, *pods) -> None:
 )
 def test_the_pause_doubles_up_to_ten_minutes(backoff, failures, seconds):
     assert wait_seconds(FailurePolicy(backoff_seconds=backoff), failures) == seconds
+
+
+def test_what_is_no_longer_on_the_volume_is_prepared_again_and_the_job_goes_on():
+    scene = running()
+    gone = failed_outcome("Crash", "m is no longer on the volume", reason="Unprepared")
+    scene.end(1, exited(70), [scene.ended_pod(1, 70, gone)])
+    scene.step(5)
+    assert scene.attempt(1)["reason"] == "Unprepared"
+    scene.step(30)
+    assert scene.says("Running") == ("False", "Preparing")
+    created = [effect.manifest for effect in scene.last.effects if isinstance(effect, Create)]
+    again = next(each for each in created if each["kind"] == "Job")
+    assert again["metadata"]["annotations"]["sftjob.dev/try"] == "2"
+    scene.end(None, None, [scene.ended_pod(None, 0, prepared_outcome(), reason="Completed")])
+    scene.step(5)
+    assert scene.attempt(2)["state"] == "Pending"
+    assert scene.status["restarts"] == 1
 
 
 def test_the_pause_counts_from_the_end_of_the_attempt_and_is_said():

@@ -63,6 +63,20 @@ PENDING = [
     (
         {
             "phase": "Pending",
+            "conditions": [
+                {
+                    "type": "PodScheduled",
+                    "status": "False",
+                    "message": "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
+                }
+            ],
+        },
+        "VolumePending",
+        "kubectl describe pvc says why the claim has no volume",
+    ),
+    (
+        {
+            "phase": "Pending",
             "containerStatuses": [
                 {
                     "name": "trainer",

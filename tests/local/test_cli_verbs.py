@@ -219,6 +219,17 @@ def test_what_only_the_volume_has_is_read_by_the_trainers_own_program(
     assert "has no pods of attempt 7" in str(invoke("logs", "bot", "--attempt", "7", *state).exception)
     assert invoke("checkpoints", "bot", "--verify", *state).exit_code == 0
     assert "holds no config.json" in str(invoke("chat", "bot", "-q", "hi", *state).exception)
+    old = bench.workspace / ".sftjob" / "cache" / "data" / "c0ffee"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    shown = invoke("clean", "bot", *state).output
+    assert ".sftjob/cache/data/c0ffee" in shown
+    assert "0.0 GiB would be free: the same with --yes removes it" in shown
+    assert old.is_dir()
+    assert "are free again" in invoke("clean", "bot", "--yes", "--limit", "1Gi", *state).output
+    assert not old.exists()
+    assert invoke("clean", "bot", *state).output == "nothing that has been unused for 30 days\n"
+    assert "is not a quantity" in str(invoke("clean", "bot", "--limit", "much", *state).exception)
 
 
 @pytest.mark.processes

@@ -12,9 +12,13 @@ import pytest
 from rich.console import Console
 
 from local.local_bench import Bench, finish, lives, until
+from sftjob_operator.cli.delete import delete
 from sftjob_operator.cli.errors import CliError
 from sftjob_operator.cli.run import Options, run
+from sftjob_operator.cluster.base import Key, ref_of
+from sftjob_operator.cluster.local import LocalCluster
 from sftjob_operator.cluster.local.lock import exclusive
+from sftjob_operator.cluster.local.volumes import claim_directory
 
 pytestmark = pytest.mark.processes
 
@@ -35,6 +39,40 @@ def test_a_job_runs_to_its_end_and_says_where_everything_lies(bench: Bench):
     assert seen["hosts"] == [True, True]
     assert seen["cpus"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
     assert bench.run()[1].startswith("bot is complete: 5 steps")
+
+
+def test_a_claim_of_the_jobs_own_is_the_workspace_directory_and_outlives_the_job(bench: Bench):
+    template = {"spec": {"resources": {"requests": {"storage": "1Gi"}}}}
+    own = {"claimTemplate": template, "retentionPolicy": {"whenDeleted": "Delete"}}
+    bench.spec = {"workspace": own}
+    code, out = bench.run()
+    assert code == 0, out
+    delete(bench.state, Key("default", "bot"), Console(file=io.StringIO()))
+    assert (bench.job_folder / "export").is_dir()
+    assert LocalCluster(bench.state).sftjob(Key("default", "bot")) is None
+
+
+async def test_a_claim_that_names_no_directory_gets_one_which_goes_with_it(tmp_path: Path):
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "w", "namespace": "n"},
+        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+    cluster = LocalCluster(tmp_path)
+    await cluster.create(claim)
+    cluster.tick()
+    found = await cluster.get(ref_of(claim))
+    assert found is not None
+    assert found["status"]["phase"] == "Bound"
+    directory = claim_directory(found)
+    assert directory is not None
+    (directory / "file").touch()
+    LocalCluster(tmp_path).tick()
+    assert (directory / "file").exists()
+    await cluster.delete(ref_of(claim))
+    cluster.tick()
+    assert not directory.exists()
 
 
 def test_after_the_end_another_spec_is_refused_with_the_words_of_the_api_server(bench: Bench):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tiny
 from preparing import chat
 from sft_trainer.config import DataConfig, DataSource, EvalSplit
-from sft_trainer.data import content, sources
+from sft_trainer.data import content, finding
 from sft_trainer.data.cache import Split
 from sft_trainer.data.formats import conversation
 from sft_trainer.data.ingest import Ingest, Recipe
@@ -57,7 +57,7 @@ def split(tokenizer: Tokenizer, percent: int, deduplicate: str, *files: tuple[li
     )
     prints = [content.fingerprint(conversation(row, "Messages", {})) for some in rows for row in some]
     with tempfile.TemporaryDirectory() as name:
-        opened = [sources.find(f"train[{index}]", one, Path(name)) for index, one in enumerate(train)]
+        opened = [finding.find(f"train[{index}]", one, Path(name)) for index, one in enumerate(train)]
         template = ChatTemplate(tiny.CHATML, tokenizer.special_tokens)
         Ingest(Recipe(data, tokenizer, template, 2**31 - 1), Path(name)).run(opened)
         found = [Split(Path(name) / f"{side}.arrow") for side in ("train", "eval")]

@@ -27,6 +27,7 @@ from sft_trainer import (
     precision,
     reporters,
     sequence_parallel,
+    uses,
 )
 from sft_trainer.baseline import evaluate_base
 from sft_trainer.batches import Plan, one_row_each
@@ -122,6 +123,7 @@ def build(
     chosen = agreed_precision(config, found, world)
     reporter = reporters.reporter(config, folder, world, mine, chosen, journal, clock)
     reporter.phase("Starting")
+    uses.require(volume, (config.model.directory, config.data.cache))
     cache = TokenCache(within(volume, config.data.cache))
     settings = engines.deepspeed_config(config, chosen)
     prebuilt.require(settings, prebuilt.installed(get_accelerator().device_name()))

@@ -79,6 +79,10 @@ EXIT_CLASSES: dict[int, FailureClass] = {
 }
 
 
+UNPREPARED = "Unprepared"
+"""Reason of an attempt that did not find what preparation had left: it is prepared again."""
+
+
 class Contract(BaseModel):
     """JSON in camelCase, Python in snake_case, immutable, unknown keys refused."""
 
@@ -136,10 +140,12 @@ DataFormat = Literal["Auto", "Messages", "ShareGPT", "Alpaca", "PromptCompletion
 
 
 class DataSource(Contract):
-    """One source of rows: a file, glob or folder in the workspace, or JSON lines given inline."""
+    """One source of rows: a file, glob or folder in the workspace or in a store, or JSON lines given inline."""
 
     name: str
     path: str | None = None
+    uri: str | None = None
+    secret_prefix: str | None = None  # before the names of its Secret's keys in the environment
     inline: str | None = None
     format: DataFormat = "Auto"
     columns: dict[str, str] = Field(default_factory=dict)
@@ -148,8 +154,8 @@ class DataSource(Contract):
 
     @model_validator(mode="after")
     def _one(self) -> DataSource:
-        if (self.path is None) == (self.inline is None):
-            raise ValueError(f"data source {self.name}: exactly one of path and inline")
+        if [self.path, self.uri, self.inline].count(None) != 2:
+            raise ValueError(f"data source {self.name}: exactly one of path, uri and inline")
         return self
 
 

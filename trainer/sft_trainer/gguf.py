@@ -14,7 +14,7 @@ import os
 import time
 from pathlib import Path
 
-from sft_trainer import foreign, ggufheader, layout
+from sft_trainer import foreign, ggufheader, layout, uses
 from sft_trainer.data import cache
 from sft_trainer.errors import UserError, classify
 
@@ -39,7 +39,7 @@ def convert(path: Path, workspace: Path) -> tuple[Path, str]:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     entry = layout.model_cache(workspace) / digest[:16]
     with cache.alone(entry):
-        if (entry / "config.json").is_file():
+        if uses.touch(entry) and (entry / "config.json").is_file():
             logger.info("%s is converted already", path.name)
         else:
             _write(path, entry)

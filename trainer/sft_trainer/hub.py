@@ -12,24 +12,21 @@ import logging
 import os
 import re
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sft_trainer import layout
+from sft_trainer import layout, uses
+from sft_trainer.arrival import megabytes, progress
 from sft_trainer.data import cache
 from sft_trainer.errors import Network, TrainerError, UserError
 
 logger = logging.getLogger(__name__)
 
 SCHEME = "hf://"
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*"]
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*"]
 _SKIPPED = ["*/*", "*.bin", "*.pth", "*.gguf", "consolidated*"]
 _NAME = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LOG_SECONDS = 10.0
 _INSTEAD = "without a way to the hub, copy the model to the workspace and use model.path"
 
 
@@ -65,7 +62,7 @@ def fetch(uri: str, workspace: Path) -> tuple[Path, str]:
             commit = _commit(reference)
         entry = layout.model_cache(workspace) / f"{reference.repository.replace('/', '--')}--{commit[:12]}"
         with cache.alone(entry):
-            if not entry.is_dir():
+            if not uses.touch(entry):
                 _download(reference, commit, entry)
     except TrainerError:
         raise
@@ -84,12 +81,12 @@ def _download(reference: Reference, commit: str, entry: Path) -> None:
     partial = entry.with_name(f".{entry.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     logger.info("downloading %s at %s ...", reference, commit[:12])
-    with _progress(partial):
+    with progress(partial):
         _api().snapshot_download(
             reference.repository,
             revision=commit,
             local_dir=partial,
-            allow_patterns=_PATTERNS,
+            allow_patterns=PATTERNS,
             ignore_patterns=_SKIPPED,
             max_workers=4,
         )
@@ -98,33 +95,7 @@ def _download(reference: Reference, commit: str, entry: Path) -> None:
         cache.sync(path)
     cache.publish(partial, entry)
     shutil.rmtree(partial, ignore_errors=True)  # still there only if another writer was faster
-    logger.info("downloaded %s: %d MB", reference, _megabytes(entry))
-
-
-@contextmanager
-def _progress(directory: Path) -> Iterator[None]:
-    """Log every ten seconds how much has arrived in `directory`."""
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(_LOG_SECONDS):
-            logger.info("downloaded %d MB so far", _megabytes(directory))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _megabytes(directory: Path) -> int:
-    total = 0
-    for path in directory.rglob("*"):
-        with suppress(FileNotFoundError):  # renamed meanwhile
-            total += path.stat().st_size
-    return total >> 20
+    logger.info("downloaded %s: %d MB", reference, megabytes(entry))
 
 
 def _api() -> Any:

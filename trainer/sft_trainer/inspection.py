@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sft_trainer.config import ChatTemplate, DataConfig, DataSource
-from sft_trainer.data import packing, sources, tokenizer
+from sft_trainer.data import finding, packing, tokenizer
 from sft_trainer.data.cache import Split
 from sft_trainer.data.ingest import Ingest, Recipe
 from sft_trainer.data.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ def inspect(files: Sequence[Path], recipe: Recipe, number: int) -> dict[str, Any
     """Counts, lengths and packs of all rows, and row `number` (from one) of those that would be trained on."""
     root = Path(os.path.commonpath([path.resolve().parent for path in files]))
     opened = [
-        sources.find(f"train[{i}]", DataSource(name=str(i), path=str(path.resolve().relative_to(root))), root)
+        finding.find(f"train[{i}]", DataSource(name=str(i), path=str(path.resolve().relative_to(root))), root)
         for i, path in enumerate(files)
     ]
     with tempfile.TemporaryDirectory() as folder:

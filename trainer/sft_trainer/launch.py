@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sft_trainer import config, outcome
+from sft_trainer import config, outcome, uses
 from sft_trainer.config import FailureClass, Outcome, TrainConfig
 from sft_trainer.errors import classify
 from sft_trainer.launcher import cgroup, inputs, names, scrape, server
@@ -81,7 +81,8 @@ class Launch:
         address = (node == 0 and self._own_address()) or self._find_master(hosts[0].name)
         gang = Gang(hosts, node, address, config.MASTER_PORT)
         logger.info("node %d of %d; rank 0 at %s port %d", node, len(hosts), address, gang.master_port)
-        return self._supervise(supervisor, self._plans(gang, train, run, workspace), run)
+        with uses.kept(workspace, [train.model.directory, train.data.cache] if node == 0 else []):
+            return self._supervise(supervisor, self._plans(gang, train, run, workspace), run)
 
     def _serve(self, run: RunFolder, train: TrainConfig, node: int, supervisor: Supervisor) -> None:
         labels = {

@@ -99,14 +99,29 @@ class JobFolder:
         return self.root / "logs" / str(attempt)
 
 
+def cache_root(workspace: Path) -> Path:
+    """All caches: made by preparations, shared by all jobs of the workspace."""
+    return workspace / ".sftjob" / "cache"
+
+
+def trash(workspace: Path) -> Path:
+    """What is being removed."""
+    return workspace / ".sftjob" / "trash"
+
+
 def data_cache(workspace: Path) -> Path:
     """Tokenised data, by content hash, shared by all jobs of the workspace."""
-    return workspace / ".sftjob" / "cache" / "data"
+    return cache_root(workspace) / "data"
+
+
+def source_cache(workspace: Path) -> Path:
+    """Data copied from stores on the network, by what the store says of its content."""
+    return cache_root(workspace) / "sources"
 
 
 def model_cache(workspace: Path) -> Path:
     """Downloaded or converted models, by content hash."""
-    return workspace / ".sftjob" / "cache" / "models"
+    return cache_root(workspace) / "models"
 
 
 def hub_copy(workspace: Path, repository: str, commit: str) -> Path:

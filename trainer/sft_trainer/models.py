@@ -8,13 +8,16 @@ from pathlib import Path
 from sft_trainer import facts, foreign, gguf, hub, layout, vocabulary, weights
 from sft_trainer.config import ModelFacts, ModelSource
 from sft_trainer.errors import UserError
+from sft_trainer.remote import s3, sources
 
 logger = logging.getLogger(__name__)
 
 
 def resolve(source: ModelSource, workspace: Path) -> ModelFacts:
     """Fetch or convert the model where needed and read its facts; UserError says what is wrong with it."""
-    if source.uri is not None:
+    if source.uri is not None and source.uri.startswith(s3.SCHEME):
+        directory, resolved = _from_store(source.uri, workspace)
+    elif source.uri is not None:
         directory, resolved = hub.fetch(source.uri, workspace)
     else:
         directory, resolved = _from_path(source.path or "", workspace)
@@ -27,6 +30,16 @@ def resolve(source: ModelSource, workspace: Path) -> ModelFacts:
     found = found.model_copy(update={"added_tokens": extended.tokens})
     logger.info("model %s: %s, %.1f M parameters", resolved, found.architecture, found.parameters / 1e6)
     return found
+
+
+def _from_store(uri: str, workspace: Path) -> tuple[Path, str]:
+    directory, resolved = sources.model(uri, workspace)
+    ggufs = sorted(directory.glob("*.gguf"))
+    if not ggufs or (directory / "config.json").is_file():
+        return directory, resolved
+    if len(ggufs) > 1:
+        raise UserError("ModelNotFound", f"model.uri: {uri} has {len(ggufs)} .gguf files: name one of them")
+    return gguf.convert(ggufs[0], workspace)[0], resolved
 
 
 def _from_path(path: str, workspace: Path) -> tuple[Path, str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import tokenizers
 
-from sft_trainer import layout, rows, weights
+from sft_trainer import layout, rows, uses, weights
 from sft_trainer.config import TokenRange
 from sft_trainer.data import cache
 from sft_trainer.errors import UserError
@@ -60,7 +60,7 @@ def extend(directory: Path, wanted: Sequence[str], workspace: Path) -> Extended:
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     entry = layout.model_cache(workspace) / f"tokens-{digest}"
     with cache.alone(entry):
-        if not (entry / "config.json").is_file():
+        if not (uses.touch(entry) and (entry / "config.json").is_file()):
             with cache.staging(entry) as staged:
                 _write(directory, staged, content, list(wanted), tokens)
                 cache.publish(staged, entry)

@@ -2,7 +2,7 @@
 
 A person's terminal starts it in a short-lived pod that has the volume mounted read-only, or beside it on a laptop:
 it is how logs, reports and models come out of a volume that the person's machine cannot see. Every answer ends with
-{"end": true}, or with {"error": ...}; it never writes, and it ends with its stdin.
+{"end": true}, or with {"error": ...}; it ends with its stdin. Only `collect` writes, in a pod that may.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_trainer import layout
+from sft_trainer import collect, layout
 from sft_trainer.checkpoint import manifest
 
 Request = Mapping[str, Any]
@@ -53,6 +53,7 @@ class Desk:
             "report": self._report,
             "verify": self._verify,
             "ask": self._ask,
+            "collect": self._collect,
         }
         self._talker = functools.lru_cache(maxsize=_LOADED)(_talker)
 
@@ -121,6 +122,13 @@ class Desk:
             known = manifest.read(directory)
             problem = manifest.problem(directory, every_byte=True)  # also that there is no manifest
             yield {"name": directory.name, "bytes": known.size if known else 0, "problem": problem}
+
+    def _collect(self, request: Request) -> Iterator[Answer]:
+        """{unusedSeconds, limitBytes?, checkpoints?, jobs, directories, remove}: what nobody needs, and its end."""
+        policy = collect.policy_of(dict(request))
+        found = collect.collect if request.get("remove") else collect.find
+        for item in found(self._workspace, policy):
+            yield {"path": item.path, "bytes": item.size, "unusedSeconds": int(item.unused_seconds)}
 
     def _ask(self, request: Request) -> Iterator[Answer]:
         """{model, messages, maxNewTokens}: the answer in pieces, as they are made."""

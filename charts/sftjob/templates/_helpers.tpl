@@ -82,7 +82,7 @@ subjects:
   verbs: [list]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [get]
+  verbs: [get, create] # create: spec.workspace.claimTemplate
 {{- if .Values.rbac.readSecrets }}
 # Only whether a Secret named in an SFTJob exists: the operator asks for its metadata, never for its content.
 - apiGroups: [""]

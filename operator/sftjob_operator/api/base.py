@@ -72,23 +72,42 @@ RelativePath = Annotated[
         }
     ),
 ]
-HubUri = Annotated[
+ModelUri = Annotated[
     str,
     WithJsonSchema(
         {
             "type": "string",
             "maxLength": 1024,
-            # A rule and not a pattern: a pattern's message is the pattern.
+            # Rules and not patterns: a pattern's message is the pattern.
             **rules(
                 (
-                    "self.matches('^hf://[^/ ]+/[^/ ]+$')",
-                    "write hf://<organisation>/<name>, with @<revision> behind it where wanted",
+                    "self.matches('^hf://[^/ ]+/[^/ ]+$') || self.matches('^s3://[^/ ]+/[^/].*$')",
+                    "write hf://<organisation>/<name>, with @<revision> behind it where wanted, or "
+                    "s3://<bucket>/<folder>; other stores are not supported, copy the model to the workspace and use path",
                 )
             ),
         }
     ),
 ]
-"""A repository on the Hugging Face hub."""
+"""A repository on the Hugging Face hub, or a folder of a store."""
+
+DataUri = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "maxLength": 1024,
+            **rules(
+                (
+                    "self.matches('^s3://[^/ ]+/[^/].*$') || self.matches('^https://[^/@ ]+/[^ ]+$')",
+                    "write s3://<bucket>/<object, folder or glob> or https://<host>/<file>; other stores are not "
+                    "supported, copy the data to the workspace and use path",
+                )
+            ),
+        }
+    ),
+]
+"""Files of a store, or one of a web server."""
 
 NewToken = Annotated[
     str,

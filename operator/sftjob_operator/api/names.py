@@ -24,12 +24,18 @@ QUEUE_PREFIX = "kueue.x-k8s.io/"
 """Labels of the SFTJob that are copied to its Jobs."""
 ROLE_PREPARE = "prepare"
 ROLE_TRAIN = "train"
+ROLE_WORKSPACE = "workspace"
 CONTAINER = "trainer"
 
 
 def prepare(job: str, digest: str) -> str:
     """The prepare Job, and its ConfigMap, for one input (`digest`: 8 hex characters)."""
     return f"{job}-prepare-{digest}"
+
+
+def claim(job: str) -> str:
+    """The PersistentVolumeClaim of spec.workspace.claimTemplate."""
+    return f"{job}-workspace"
 
 
 def attempt(job: str, number: int) -> str:

@@ -12,7 +12,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from sftjob_operator.api.base import (
     ApiModel,
-    HubUri,
+    DataUri,
+    ModelUri,
     NewToken,
     ObjectName,
     Passthrough,
@@ -71,14 +72,18 @@ class Model(ApiModel):
             ),
         )
     )
-    uri: HubUri | None = Field(
-        None, description="hf://<organisation>/<name>[@<revision>], downloaded once into the workspace."
+    uri: ModelUri | None = Field(
+        None,
+        description="hf://<organisation>/<name>[@<revision>], or s3://<bucket>/<folder> (or a .gguf file there): "
+        "downloaded once into the workspace.",
     )
     path: RelativePath | None = Field(
         None, description="A Hugging Face folder or a .gguf file in the workspace."
     )
     secret_ref: SecretRef | None = Field(
-        None, description="All its keys (HF_TOKEN) become environment of the prepare pod, and of no other."
+        None,
+        description="All its keys (HF_TOKEN; AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, "
+        "AWS_ENDPOINT_URL) become environment of the prepare pod, and of no other.",
     )
     attention: Literal["FlashAttention", "SDPA", "Eager"] | None = Field(
         None,
@@ -99,15 +104,33 @@ class Model(ApiModel):
 
 
 class DataSource(ApiModel):
-    """Rows of chat: exactly one of `path` and `inline`."""
+    """Rows of chat: exactly one of `path`, `uri` and `inline`."""
 
-    model_config = ConfigDict(json_schema_extra=rules(exactly_one_of("spec.data source", "path", "inline")))
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            exactly_one_of("spec.data source", "path", "uri", "inline"),
+            (
+                "!has(self.secretRef) || (has(self.uri) && self.uri.startsWith('s3://'))",
+                "spec.data source: secretRef holds the keys of an s3:// uri: remove it, or set uri",
+            ),
+        )
+    )
     name: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(
         None, description="Label of this source in messages; absent = its position."
     )
     path: RelativePath | None = Field(
         None,
         description="A .json, .jsonl or .parquet file in the workspace, a glob of such, or a folder with all of them.",
+    )
+    uri: DataUri | None = Field(
+        None,
+        description="s3://<bucket>/<key> of such a file, a folder or a glob, or https:// of one file; copied into the "
+        "workspace, and again when it has changed.",
+    )
+    secret_ref: SecretRef | None = Field(
+        None,
+        description="The keys to an s3:// uri (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, "
+        "AWS_ENDPOINT_URL), seen by the prepare pod alone. Absent = those of spec.model.secretRef.",
     )
     inline: Annotated[str, Field(min_length=1, max_length=65536)] | None = Field(
         None, description="JSON lines, for a quick try."
@@ -590,12 +613,72 @@ class Prepare(ApiModel):
     pod_template: PodTemplate = Field(default_factory=PodTemplate, description="Merged over our pod.")
 
 
-class Workspace(ApiModel):
-    """The shared volume with models, datasets, caches, checkpoints and exports."""
+AccessMode = Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]
 
-    claim_name: ObjectName = Field(
+
+class ClaimRequests(ApiModel):
+    """What the volume must have."""
+
+    storage: Quantity = Field(description="Its size, such as 500Gi.")
+
+
+class ClaimResources(ApiModel):
+    """As in core/v1."""
+
+    requests: ClaimRequests = Field(description="What the volume must have.")
+
+
+class ClaimSpec(ApiModel):
+    """A curated subset of core/v1 PersistentVolumeClaimSpec: a file system, never a block device."""
+
+    access_modes: Annotated[list[AccessMode], Field(min_length=1, max_length=3)] = Field(
+        default_factory=lambda: list[AccessMode](["ReadWriteMany"]),
+        description="Default [ReadWriteMany], which more than one node needs.",
+    )
+    resources: ClaimResources = Field(description="Its size.")
+    storage_class_name: Annotated[str, Field(max_length=253)] | None = Field(
+        None, description="Absent = the cluster's default class."
+    )
+
+
+class ClaimTemplate(ApiModel):
+    """A PersistentVolumeClaim to be made."""
+
+    spec: ClaimSpec = Field(description="The claim.")
+
+
+class RetentionPolicy(ApiModel):
+    """What becomes of the claim."""
+
+    when_deleted: Literal["Retain", "Delete"] = Field(
+        "Retain",
+        description="With the SFTJob, and never before: Retain keeps the claim, and a job of the same name finds it again; "
+        "Delete removes it, the volume and all that lies on it. Default Retain.",
+    )
+
+
+class Workspace(ApiModel):
+    """The shared volume with models, datasets, caches, checkpoints and exports: exactly one of the two claims."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            exactly_one_of("spec.workspace", "claimName", "claimTemplate"),
+            (
+                "!has(self.retentionPolicy) || has(self.claimTemplate)",
+                "spec.workspace.retentionPolicy is for a claim of the job's own: set claimTemplate, or remove it",
+            ),
+        )
+    )
+    claim_name: ObjectName | None = Field(
+        None,
         description="PersistentVolumeClaim, ReadWriteMany unless nodes is 1. "
-        "While it is missing the job waits."
+        "While it is missing the job waits.",
+    )
+    claim_template: ClaimTemplate | None = Field(
+        None, description="A claim of the job's own, <name>-workspace, made before preparation."
+    )
+    retention_policy: RetentionPolicy = Field(
+        default_factory=RetentionPolicy, description="Of the claim made from claimTemplate."
     )
     sub_path: RelativePath | None = Field(None, description="Folder of the volume to use as workspace.")
 
@@ -727,6 +810,13 @@ class Spec(ApiModel):
                 "has(self.data.eval)",
                 "spec.evaluation.samples are prompts of held-out rows: set spec.data.eval",
             ),
+            (
+                "!has(self.workspace.claimTemplate) || !has(self.workspace.claimTemplate.spec.accessModes) || "
+                "'ReadWriteMany' in self.workspace.claimTemplate.spec.accessModes || !has(self.workers) || "
+                "!has(self.workers.nodes) || self.workers.nodes <= 1",
+                "spec.workspace.claimTemplate.spec.accessModes must have ReadWriteMany when spec.workers.nodes is above "
+                "1: the pods of all nodes share the volume",
+            ),
             _needs_evaluations(_STOPS_EARLY, "spec.training.earlyStopping"),
             _needs_evaluations(
                 "has(self.export) && has(self.export.checkpoint) && self.export.checkpoint == 'Best'",
@@ -796,6 +886,15 @@ class Spec(ApiModel):
     export: Export = Field(
         default_factory=Export, description="The trained model, as it is left in jobs/<name>/export."
     )
+
+    @property
+    def data_sources(self) -> dict[str, DataSource]:
+        """All sources of rows, by their fields."""
+        held_out = (self.data.eval.sources or ()) if self.data.eval else ()
+        return {
+            **{f"spec.data.train[{index}]": source for index, source in enumerate(self.data.train)},
+            **{f"spec.data.eval.sources[{index}]": source for index, source in enumerate(held_out)},
+        }
 
     @property
     def exports_best(self) -> bool:

@@ -17,6 +17,7 @@ from sftjob_operator.cluster.base import Key, Manifest, Ref, ref_of
 from sftjob_operator.cluster.local import LocalCluster
 from sftjob_operator.cluster.local.errors import StateError
 from sftjob_operator.cluster.local.lock import exclusive
+from sftjob_operator.desired.claim import claim_name_in
 
 REMOTE_SECONDS = 1.0
 _CHILDREN = (("batch/v1", "Job"), ("v1", "Pod"), ("v1", "ConfigMap"), ("v1", "Service"))
@@ -84,6 +85,6 @@ def _stale_events(cluster: LocalCluster) -> list[Ref]:
 async def _unused(cluster: LocalCluster, namespace: str) -> list[Ref]:
     """Claims and Secrets that no job of the namespace names any more."""
     jobs = [cluster.sftjob(key) or {} for key in cluster.keys() if key.namespace == namespace]
-    specs = json.dumps([job.get("spec") for job in jobs])
+    specs = json.dumps([[job["spec"], claim_name_in(job)] for job in jobs if job])
     found = [item for kind in _GIVEN for item in await cluster.list("v1", kind, namespace, {})]
     return [ref_of(item) for item in found if json.dumps(item["metadata"]["name"]) not in specs]

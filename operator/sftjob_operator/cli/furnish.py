@@ -6,16 +6,20 @@ import base64
 from collections.abc import Mapping
 from pathlib import Path
 
+from sftjob_operator.api import names as labels
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.cli.errors import CliError
 from sftjob_operator.cluster.base import Manifest
 from sftjob_operator.cluster.local import names, node
 from sftjob_operator.cluster.local.volumes import BOUND_TO, claim_directory
+from sftjob_operator.desired.claim import claim_field, claim_name
 
 
-def claim(name: str, namespace: str, directory: Path) -> Manifest:
-    """A PersistentVolumeClaim that is bound to a directory."""
-    _check_name(f"spec.workspace.claimName {name}", name)
+def claim(job: SFTJob, namespace: str, directory: Path) -> Manifest:
+    """The PersistentVolumeClaim of the job, by name or by template, bound to a directory."""
+    name = claim_name(job)
+    _check_name(f"{claim_field(job)} {name}", name)
+    own = job.spec.workspace.claim_template is not None
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -23,6 +27,7 @@ def claim(name: str, namespace: str, directory: Path) -> Manifest:
             "name": name,
             "namespace": namespace,
             "annotations": {BOUND_TO: str(directory.resolve())},
+            **({"labels": labels.labels(job.name, labels.ROLE_WORKSPACE)} if own else {}),
         },
         "spec": {"accessModes": ["ReadWriteMany"]},
     }
@@ -35,7 +40,7 @@ def check_claim(claim: Manifest, old: Manifest | None, state: Path) -> None:
         name = claim["metadata"]["name"]
         raise CliError(
             f"--workspace {wanted}: the claim {name} of {state} is {bound} already: give --workspace {bound}, "
-            "another spec.workspace.claimName, or delete the jobs that use it (sftjob delete)"
+            "another spec.workspace, or delete the jobs that use it (sftjob delete)"
         )
 
 

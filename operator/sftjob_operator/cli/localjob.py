@@ -22,6 +22,7 @@ from sftjob_operator.cluster.local import LocalCluster
 from sftjob_operator.cluster.local.errors import StateError
 from sftjob_operator.cluster.local.lock import Holder, exclusive, holder
 from sftjob_operator.cluster.local.volumes import claim_directory
+from sftjob_operator.desired.claim import claim_name_in
 
 LOOK_SECONDS = 0.2
 
@@ -98,7 +99,7 @@ async def _driven(state: Path, key: Key, console: Console, *, stop: bool) -> int
     job = cluster.sftjob(key)
     if job is None:
         raise CliError(f"{key.name} was deleted")
-    workspace = job["spec"]["workspace"]["claimName"]
+    workspace = claim_name_in(job)
     claim = await cluster.get(Ref("v1", "PersistentVolumeClaim", key.namespace, workspace))
     directory = None if claim is None else claim_directory(claim)
     if directory is None:

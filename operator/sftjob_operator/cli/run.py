@@ -93,7 +93,7 @@ async def _apply(
     try:
         job = parse(options.file, admission.admit(wanted, None))
         furnish.check_gpus(job, options.file)
-        claim = furnish.claim(job.spec.workspace.claim_name, key.namespace, options.workspace)
+        claim = furnish.claim(job, key.namespace, options.workspace)
         furnish.check_claim(claim, await cluster.get(ref_of(claim)), options.state)
         if old is not None and table.is_true(old, "Failed") and not _has_started(old):
             await cluster.delete(ref_of(old))  # what was wrong may be repaired outside the YAML, in the data

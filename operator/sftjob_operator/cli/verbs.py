@@ -131,6 +131,29 @@ def report(
 
 
 @located
+def clean(
+    where: Where,
+    name: Name,
+    unused_days: Annotated[
+        int, typer.Option(help="Caches that nobody has used for so many days may go.", min=1)
+    ] = 30,
+    limit: Annotated[
+        str | None,
+        typer.Option(help="All caches together, such as 500Gi: beyond it the longest unused go, too."),
+    ] = None,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Checkpoints of jobs that have exported may go, too.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only shown.")] = False,
+) -> None:
+    """Free the volume of a job from what nobody has used for long; never exports, nor what an open job needs."""
+    from sftjob_operator.cli import clean as command
+
+    options = command.Options(name, unused_days, limit, checkpoints, yes)
+    aio.run(command.clean(where, options, console()))
+
+
+@located
 def doctor(where: Where, output: Output = "text") -> None:
     """Check a cluster (or this machine): what is missing for jobs to run, and how to repair it."""
     from sftjob_operator.cli.doctor import command
@@ -186,7 +209,7 @@ def delete(where: Where, name: Name, no_wait: NoWait = False) -> None:
     return aio.run(work())
 
 
-COMMANDS = (get, watch, logs, explain, checkpoints, chat, report, suspend, resume, doctor, delete)
+COMMANDS = (get, watch, logs, explain, checkpoints, chat, report, clean, suspend, resume, doctor, delete)
 
 
 def register(app: typer.Typer) -> None:

@@ -75,9 +75,11 @@ class Volume:
 
 
 @contextlib.asynccontextmanager
-async def opened(place: Place, job: Manifest, resources: Manifest | None = None) -> AsyncIterator[Volume]:
+async def opened(
+    place: Place, job: Manifest, resources: Manifest | None = None, *, writable: bool = False
+) -> AsyncIterator[Volume]:
     """The volume of `job`; the pod is gone afterwards, also after Ctrl-C."""
-    pod = reader(job, await _template(place, job), secrets.token_hex(3), resources)
+    pod = reader(job, await _template(place, job), secrets.token_hex(3), resources, writable=writable)
     with contextlib.ExitStack() as stack:
         if place.state is None:
             console = Console(stderr=True, emoji=False)

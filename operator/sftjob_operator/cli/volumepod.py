@@ -1,8 +1,8 @@
 """The pod through which a person's terminal reads a job's volume. Pure.
 
 It is made of the template of the job's own pods, so that image, pull secrets, node selection and the user's
-podTemplate are those that are known to work there; and it is less than they are: the volume read-only, no service
-account's token, no GPU unless asked for, no label the operator looks at, and an end by itself.
+podTemplate are those that are known to work there; and it is less than they are: the volume read-only (but to clean
+it), no service account's token, no GPU unless asked for, no label the operator looks at, and an end by itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ _KEPT = (
 )
 
 
-def reader(job: Manifest, template: Manifest, token: str, resources: Manifest | None = None) -> Manifest:
+def reader(
+    job: Manifest,
+    template: Manifest,
+    token: str,
+    resources: Manifest | None = None,
+    *,
+    writable: bool = False,
+) -> Manifest:
     """The pod for `job`; `template` is that of one of its Jobs, `token` tells two terminals apart."""
     name, spec = job["metadata"]["name"], template["spec"]
     owner = {
@@ -51,17 +58,17 @@ def reader(job: Manifest, template: Manifest, token: str, resources: Manifest | 
             "terminationGracePeriodSeconds": 1,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "containers": [_container(spec["containers"][0], resources)],
+            "containers": [_container(spec["containers"][0], resources, writable)],
             "volumes": [one for one in spec.get("volumes", []) if one["name"] not in _DROPPED],
         },
     }
 
 
-def _container(theirs: Mapping[str, Any], resources: Manifest | None) -> Manifest:
+def _container(theirs: Mapping[str, Any], resources: Manifest | None, writable: bool) -> Manifest:
     kept = ("image", "imagePullPolicy", "env", "securityContext")
     mounts = [dict(one) for one in theirs.get("volumeMounts", []) if one["name"] not in _DROPPED]
     for mount in mounts:
-        if mount["name"] == "workspace":
+        if mount["name"] == "workspace" and not writable:
             mount["readOnly"] = True
     return {
         **{key: theirs[key] for key in kept if key in theirs},

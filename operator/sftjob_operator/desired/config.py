@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sft_trainer import config
 from sftjob_operator.api.v1alpha1 import ChatTemplate, DataSource, LoRA, SFTJob
 from sftjob_operator.desired.children import digest
@@ -14,12 +16,14 @@ _PERIOD_SECONDS = 900  # between checkpoints, where the spec names neither secon
 
 def prepare_config(job: SFTJob) -> config.PrepareConfig:
     """prepare.json."""
-    model, data = job.spec.model, job.spec.data
+    model, data, prefixes = job.spec.model, job.spec.data, secret_prefixes(job)
     held_out = None
     if data.eval is not None:
         held_out = config.EvalSplit(
             split_percent=data.eval.split_percent,
-            sources=[_source(index, source) for index, source in enumerate(data.eval.sources or ())],
+            sources=[
+                _source(index, source, prefixes) for index, source in enumerate(data.eval.sources or ())
+            ],
         )
     return config.PrepareConfig(
         job=_identity(job),
@@ -30,7 +34,7 @@ def prepare_config(job: SFTJob) -> config.PrepareConfig:
             add_tokens=list(model.add_tokens or ()),
         ),
         data=config.DataConfig(
-            train=[_source(index, source) for index, source in enumerate(data.train)],
+            train=[_source(index, source, prefixes) for index, source in enumerate(data.train)],
             eval=held_out,
             max_length=data.max_length,
             min_length=data.min_length,
@@ -181,10 +185,23 @@ def _identity(job: SFTJob) -> config.JobIdentity:
     return config.JobIdentity(namespace=job.namespace, name=job.name, uid=job.uid)
 
 
-def _source(index: int, source: DataSource) -> config.DataSource:
+def secret_prefixes(job: SFTJob) -> dict[str, str]:
+    """What stands before the keys of each source's Secret in the environment: two stores, two sets of keys.
+
+    The model's Secret has its keys as they are.
+    """
+    model = job.spec.model.secret_ref
+    refs = [source.secret_ref for source in job.spec.data_sources.values() if source.secret_ref is not None]
+    others = dict.fromkeys(ref.name for ref in refs if model is None or ref.name != model.name)
+    return {name: f"SFTJOB_DATA_{number}_" for number, name in enumerate(others)}
+
+
+def _source(index: int, source: DataSource, prefixes: Mapping[str, str]) -> config.DataSource:
     return config.DataSource(
         name=source.name or str(index),
         path=source.path,
+        uri=source.uri,
+        secret_prefix=None if source.secret_ref is None else prefixes.get(source.secret_ref.name),
         inline=source.inline,
         format=source.format,
         columns=dict(source.columns),

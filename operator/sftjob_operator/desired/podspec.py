@@ -15,6 +15,7 @@ from sftjob_operator.api import names
 from sftjob_operator.api.base import Quantity
 from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.v1alpha1 import EnvVar, PodTemplate, Resources, SFTJob
+from sftjob_operator.desired.claim import claim_name
 from sftjob_operator.settings import Settings
 
 WORKSPACE = "/workspace"
@@ -159,7 +160,7 @@ def _environment(theirs: Sequence[EnvVar]) -> list[Manifest]:
 
 def _volumes(job: SFTJob, part: Part) -> list[Manifest]:
     volumes: list[Manifest] = [
-        {"name": "workspace", "persistentVolumeClaim": {"claimName": job.spec.workspace.claim_name}},
+        {"name": "workspace", "persistentVolumeClaim": {"claimName": claim_name(job)}},
         {"name": "config", "configMap": {"name": part.config_map}},
         {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": _RUN_SIZE}},
         {"name": "tmp", "emptyDir": {}},

@@ -7,7 +7,7 @@ from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.desired.children import config_map, digest, job_labels, metadata
-from sftjob_operator.desired.config import prepare_config
+from sftjob_operator.desired.config import prepare_config, secret_prefixes
 from sftjob_operator.desired.failurepolicy import pod_failure_policy
 from sftjob_operator.desired.podspec import Part, pod_template, resources
 from sftjob_operator.settings import Settings
@@ -24,6 +24,7 @@ def prepare_input(job: SFTJob) -> str:
         "imagePullPolicy": spec.workers.image_pull_policy,
         "imagePullSecrets": [secret.name for secret in spec.workers.image_pull_secrets],
         "secret": None if spec.model.secret_ref is None else spec.model.secret_ref.name,
+        "dataSecrets": sorted(secret_prefixes(job)),
         "prepare": spec.prepare.model_dump(mode="json"),
         "workspace": spec.workspace.model_dump(mode="json"),
     }
@@ -63,6 +64,10 @@ def prepare_children(job: SFTJob, settings: Settings, number: int) -> list[Manif
 
 def _part(job: SFTJob, name: str) -> Part:
     spec, secret = job.spec.prepare, job.spec.model.secret_ref
+    secrets: list[Manifest] = [] if secret is None else [{"secretRef": {"name": secret.name}}]
+    secrets += [
+        {"prefix": prefix, "secretRef": {"name": name}} for name, prefix in secret_prefixes(job).items()
+    ]
     return Part(
         command="prepare",
         config_map=name,
@@ -70,5 +75,5 @@ def _part(job: SFTJob, name: str) -> Part:
         resources=resources(spec.resources),
         env=spec.env,
         template=spec.pod_template,
-        env_from=() if secret is None else ({"secretRef": {"name": secret.name}},),
+        env_from=secrets,
     )

@@ -121,6 +121,9 @@ def _quantities(spec: Spec) -> None:
                 _quantity(f"{path}.{kind}.{name}", value)
     if workers.shared_memory is not None:
         _quantity("spec.workers.sharedMemory", workers.shared_memory)
+    if spec.workspace.claim_template is not None:
+        path = "spec.workspace.claimTemplate.spec.resources.requests.storage"
+        _quantity(path, spec.workspace.claim_template.spec.resources.requests.storage)
     if workers.gpus_per_node:
         for kind in ("requests", "limits"):
             stated = getattr(workers.resources, kind).get(workers.gpu_resource_name)
@@ -140,8 +143,7 @@ def _quantity(path: str, value: int | str) -> None:
 
 
 def _inline(spec: Spec) -> None:
-    sources = [*spec.data.train, *((spec.data.eval.sources or ()) if spec.data.eval else ())]
-    size = sum(len((source.inline or "").encode()) for source in sources)
+    size = sum(len((source.inline or "").encode()) for source in spec.data_sources.values())
     if size > _INLINE_BYTES:
         raise SpecError(
             "InlineDataTooLarge",

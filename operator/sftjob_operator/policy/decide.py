@@ -15,6 +15,7 @@ from sftjob_operator.policy.refusal import refused
 from sftjob_operator.policy.restart import wait
 from sftjob_operator.policy.start import plan_and_start
 from sftjob_operator.policy.suspend import hold
+from sftjob_operator.policy.volume import furnish, lost
 from sftjob_operator.world import World
 
 _ABSENT_SECONDS = 10.0  # claims and Secrets are not watched
@@ -76,7 +77,10 @@ def _blocked(world: World, seen: Observed) -> Decision | None:
                 "delete it if it does not go by itself"
             )
         return Decision(status, not_running("NameTaken", message), requeue=revisit(age(world)))
-    why = missing(world, seen.prepared) or not_shared(world)
+    volume = furnish(world, seen.prepared)
+    if volume is not None:
+        return volume
+    why = missing(world, seen.prepared) or lost(world) or not_shared(world)
     if why is None:
         return None
     return Decision(status, why, requeue=min(revisit(age(world)), _ABSENT_SECONDS))

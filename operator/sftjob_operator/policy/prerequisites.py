@@ -5,6 +5,7 @@ Missing is waiting, not failure: with GitOps things come in any order.
 
 from __future__ import annotations
 
+from sftjob_operator.desired.claim import claim_field
 from sftjob_operator.needs import claim_ref, prerequisites
 from sftjob_operator.policy.decision import Say, not_running
 from sftjob_operator.prepared import Prepared
@@ -34,7 +35,7 @@ def not_shared(world: World) -> dict[str, Say] | None:
     if nodes == 1 or not modes or _SHARED in modes:
         return None
     message = (
-        f"spec.workspace.claimName: PersistentVolumeClaim {ref.name} is {', '.join(modes)}, which {nodes} nodes "
+        f"{claim_field(world.job)}: PersistentVolumeClaim {ref.name} is {', '.join(modes)}, which {nodes} nodes "
         f"cannot share: name a {_SHARED} claim, or set spec.workers.nodes: 1"
     )
     return not_running("VolumeNotShared", message)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from sft_trainer.config import UNPREPARED
 from sftjob_operator.api.status import AttemptStatus, Status
 from sftjob_operator.api.v1alpha1 import FailurePolicy
 from sftjob_operator.effects import Effect
 from sftjob_operator.failure import Failure
 from sftjob_operator.policy.decision import Answer, Decision, Say, Transition, not_running
 from sftjob_operator.policy.records import with_outcome, with_record
+from sftjob_operator.prepared import Prepared, stored
 from sftjob_operator.reports import parse_time, rfc3339, sentence
 from sftjob_operator.world import World
 
@@ -54,7 +56,14 @@ def after_failure(
         message = why.message if over is None else f"{over}; the last attempt, {record.number}: {why.message}"
         return failed(status, world.now, why.reason, message, effects)
     restarts = status.restarts + (1 if why.charged else 0)
-    return Transition(status.model_copy(update={"restarts": restarts}), effects)
+    again = {"prepared": _forgotten(status)} if why.reason == UNPREPARED else {}
+    return Transition(status.model_copy(update={"restarts": restarts, **again}), effects)
+
+
+def _forgotten(status: Status) -> dict[str, object] | None:
+    """What is kept of a preparation whose result is gone: that another one is due."""
+    kept = stored(status)
+    return None if kept is None else Prepared(input=kept.input, tries=kept.tries + 1).json_value()
 
 
 def failed(

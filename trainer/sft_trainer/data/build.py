@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sft_trainer import layout
 from sft_trainer.config import DataConfig, DataFacts, DataSource
-from sft_trainer.data import cache, packing, sources
+from sft_trainer.data import cache, finding, packing
 from sft_trainer.data.counts import Counts
 from sft_trainer.data.ingest import Ingest, Recipe
 from sft_trainer.data.sources import Opened
@@ -43,7 +43,7 @@ def _open_sources(data: DataConfig, workspace: Path) -> list[Opened]:
 
 
 def _open(split: str, index: int, source: DataSource, workspace: Path) -> Opened:
-    return sources.find(f"{split}[{index}]", source, workspace)
+    return finding.find(f"{split}[{index}]", source, workspace)
 
 
 def _identity(recipe: Recipe, opened: Sequence[Opened]) -> Iterator[bytes]:

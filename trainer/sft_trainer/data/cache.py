@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sft_trainer import uses
 from sft_trainer.data.rows import Rows, joined
 
 logger = logging.getLogger(__name__)
@@ -136,6 +137,7 @@ def key(parts: Iterable[bytes]) -> str:
 
 def lookup(entry: Path) -> dict[str, Any] | None:
     """The facts of a finished entry, if every file in it is what was written; a damaged one is removed."""
+    uses.touch(entry)
     try:
         facts: dict[str, Any] = json.loads((entry / _FACTS).read_text(encoding="utf-8"))
         if all(_fingerprint(entry / name) == stated for name, stated in facts["files"].items()):
@@ -164,21 +166,25 @@ def staging(entry: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(entry: Path) -> Iterator[None]:
-    """Hold the lock of `entry`, so that jobs which start together fetch a model once. Dies with the process.
+def alone(entry: Path) -> Iterator[bool]:
+    """Hold the lock of `entry`, so that jobs which start together fetch a model once; whether it is held.
 
-    A volume without locks is used without: then the work may be done twice, and the rename decides.
+    It dies with the process, and on a network file system with its node: no pid and no clock is looked at, which
+    would mean nothing on another node. A volume without locks is used without: then the work may be done twice,
+    and the rename decides.
     """
     entry.parent.mkdir(parents=True, exist_ok=True)
+    is_held = True
     with entry.with_name(f".{entry.name}.lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("waiting for another job that prepares the same model ...")
+            logger.info("waiting for another job that prepares the same ...")
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as exc:
             logger.warning("the volume has no file locks (%s)", exc)
-        yield
+            is_held = False
+        yield is_held
 
 
 def commit(directory: Path, entry: Path, facts: dict[str, Any], files: Sequence[str]) -> None:

@@ -96,7 +96,8 @@ class Ingest:
                 self._keep(one, batch, rows)
                 self._log(total)
         if self._counts.read == before:
-            where = f"{one.field}: {one.source.path}" if one.source.path else f"{one.field}.inline"
+            place = one.source.path or one.source.uri
+            where = f"{one.field}: {place}" if place else f"{one.field}.inline"
             raise UserError("EmptyData", f"{where} holds no rows; add rows or remove the source")
 
     def _tokenised(self, batches: Iterator[list[Rendered]]) -> Iterator[tuple[list[Rendered], Rows]]:

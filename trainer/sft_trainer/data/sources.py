@@ -1,4 +1,4 @@
-"""Finds the files of a data source and reads their rows, each with the place where it stands.
+"""Reads the rows of a data source, each with the place where it stands (finding.py finds its files).
 
 JSON lines and Parquet are read piece by piece; a JSON array has to be read whole. A row that cannot be
 read is yielded with its error instead of raised, because skipping it may be what the user asked for.
@@ -6,7 +6,6 @@ read is yielded with its error instead of raised, because skipping it may be wha
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from sft_trainer import layout
 from sft_trainer.config import DataSource
 from sft_trainer.data import parquet
 from sft_trainer.data.formats import RowError, parse_json
@@ -55,6 +53,8 @@ class Opened:
     source: DataSource
     files: tuple[Path, ...]
     workspace: Path
+    copied: Path | None = None
+    """The folder with the copy of a store's files."""
 
     @property
     def is_held_out(self) -> bool:
@@ -71,7 +71,7 @@ class Opened:
         if self.source.inline is not None:
             yield from _lines(self.source.inline.encode().splitlines(), self.label, "inline")
         for path in self.files:
-            name = _relative(path, self.workspace)
+            name = self._name(path)
             kind = SUFFIXES[path.suffix.lower()]
             if kind == "lines":
                 with path.open("rb") as stream:
@@ -80,6 +80,12 @@ class Opened:
                 yield from _json(path, self.label, name)
             else:
                 yield from _parquet(path, self.label, name)
+
+    def _name(self, path: Path) -> str:
+        """Of a file, as the user knows it."""
+        if self.copied is None:
+            return relative(path, self.workspace)
+        return f"{self.source.uri}: {path.relative_to(self.copied).as_posix()}"
 
     def digest(self) -> str:
         """Hash of the bytes that `rows` reads."""
@@ -94,64 +100,6 @@ class Opened:
         if any(SUFFIXES[path.suffix.lower()] == "json" for path in self.files):
             return None
         return sum(map(_count, self.files)) + len((self.source.inline or "").splitlines())
-
-
-def find(label: str, source: DataSource, workspace: Path) -> Opened:
-    """The source with its files; UserError names the path and what lies in its directory."""
-    if source.path is None:
-        return Opened(label, source, (), workspace)
-    opened = Opened(label, source, tuple(_matches(label, source.path, workspace)), workspace)
-    if not opened.files:
-        raise UserError("DataNotFound", _not_found(opened.field, source.path, workspace))
-    for path in opened.files:
-        if path.suffix.lower() not in SUFFIXES:
-            raise UserError(
-                "UnknownFormat",
-                f"{opened.field}.path: {_relative(path, workspace)} is not a .jsonl, .json or .parquet file",
-            )
-    return opened
-
-
-def _matches(label: str, path: str, workspace: Path) -> list[Path]:
-    try:
-        if (workspace / path).is_dir():
-            found = [
-                layout.within(workspace, name)
-                for name in _readable(layout.within(workspace, path), workspace)
-            ]
-        elif not glob.has_magic(path):
-            found = [layout.within(workspace, path)]
-        else:
-            if path.startswith("/") or ".." in Path(path).parts:
-                raise ValueError(f"{path!r} leaves the workspace")
-            names = sorted(glob.glob(path, root_dir=workspace, recursive=True))
-            found = [layout.within(workspace, name) for name in names]
-    except ValueError as exc:
-        raise UserError("DataNotFound", f"data.{label}.path: {exc}; paths are relative to it") from exc
-    return [candidate for candidate in found if candidate.is_file()]
-
-
-def _readable(folder: Path, workspace: Path) -> list[str]:
-    """All files below a folder that can hold rows, hidden ones left out, by their names in the workspace."""
-    names = sorted(
-        path.relative_to(workspace) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
-    )
-    below = len(folder.relative_to(workspace).parts)
-    return [str(name) for name in names if not any(part[0] == "." for part in name.parts[below:])]
-
-
-def _not_found(field: str, path: str, workspace: Path) -> str:
-    """One sentence: the path, and what lies in the nearest directory that exists."""
-    if (workspace / path).is_dir():
-        return f"{field}.path: the folder {path} holds no .jsonl, .json or .parquet file"
-    folder = (workspace / path).parent
-    while not folder.is_dir() and folder != workspace:
-        folder = folder.parent
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir() if entry.name[0] != ".")
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    place = "the workspace" if folder == workspace else _relative(folder, workspace) + "/"
-    verb = "matches no file" if glob.has_magic(path) else "was not found"
-    return f"{field}.path: {path} {verb} in the workspace; {place} holds {shown or 'nothing'}"
 
 
 def _bounded(stream: BinaryIO) -> Iterator[bytes]:
@@ -239,5 +187,6 @@ def _count(path: Path) -> int:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b""))
 
 
-def _relative(path: Path, workspace: Path) -> str:
+def relative(path: Path, workspace: Path) -> str:
+    """`path` as users know it."""
     return path.relative_to(workspace).as_posix() if path.is_relative_to(workspace) else str(path)

@@ -96,4 +96,4 @@ def sources(material: Material) -> list[tuple[str, DataSource]]:
 
 def where(source: DataSource) -> str:
     """Where rows come from."""
-    return source.path if source.path is not None else "inline in the SFTJob"
+    return source.path or source.uri or "inline in the SFTJob"

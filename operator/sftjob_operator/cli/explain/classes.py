@@ -38,6 +38,11 @@ CLASSES: Mapping[str, Advice] = {
         "A newer run of this job owns the folder on the volume, and an old one was kept from writing to it.",
         "Look for a second cluster or a second `sftjob run` with the same job on the same volume.",
     ),
+    "Unprepared": Advice(
+        "The model or the token cache was no longer on the volume, so it is prepared again.",
+        "Nothing; while jobs are open let `sftjob clean` remove caches, which knows what they need.",
+        ("watch {name}",),
+    ),
     "Network": Advice(
         "A download failed, or a name could not be resolved.",
         "Nothing if it passes. Else copy model and data into the workspace and use path instead of uri.",

@@ -12,7 +12,8 @@ from sftjob_operator.cli import jobs
 from sftjob_operator.cli.explain.story import Explanation, Facts, Shell, explain
 from sftjob_operator.cli.place import Place, Where, opened
 from sftjob_operator.cli.session import now
-from sftjob_operator.cluster.base import ClusterError, Manifest, ref_of
+from sftjob_operator.cluster.base import ClusterError, Manifest, Ref, ref_of
+from sftjob_operator.desired.claim import claim_name_in
 
 _KINDS = 8  # objects whose Events are read
 
@@ -46,9 +47,10 @@ async def gather(place: Place, name: str) -> Facts:
     # The newest children have the newest troubles.
     newest = sorted([*children, *pods], key=lambda item: str(item["metadata"].get("creationTimestamp")))
     events: list[Manifest] = []
-    for item in [job, *newest[-_KINDS:]]:
+    claim = Ref("v1", "PersistentVolumeClaim", place.namespace, claim_name_in(job))
+    for ref in [ref_of(job), claim, *map(ref_of, newest[-_KINDS:])]:
         try:
-            events += await place.client.events_about(ref_of(item))
+            events += await place.client.events_about(ref)
         except ClusterError:
             continue
     events.sort(key=lambda item: str(item.get("lastTimestamp") or item.get("eventTime") or ""))

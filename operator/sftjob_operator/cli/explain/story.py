@@ -12,6 +12,7 @@ from sftjob_operator.cli.explain.classes import CLASSES
 from sftjob_operator.cli.explain.usererrors import USER_ERRORS
 from sftjob_operator.cli.explain.waiting import WAITING
 from sftjob_operator.cli.table import condition, duration, is_true
+from sftjob_operator.desired.claim import claim_name_in
 from sftjob_operator.pods import pod_trouble
 from sftjob_operator.reports import parse_time
 
@@ -221,7 +222,7 @@ def _commands(advice: Advice, job: Manifest, shell: Shell) -> list[str]:
     attempts = job.get("status", {}).get("attempts") or [{}]
     fields = {
         "name": job["metadata"]["name"],
-        "claim": job.get("spec", {}).get("workspace", {}).get("claimName", ""),
+        "claim": claim_name_in(job),
         "job": attempts[-1].get("jobName") or job["metadata"]["name"],
     }
     lines: Iterator[str | None] = (shell(each.format(**fields)) for each in advice.commands)

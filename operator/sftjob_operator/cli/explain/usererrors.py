@@ -80,6 +80,16 @@ _MODEL = {
         "The token may not read the model.",
         "Accept the model's terms, and see the Secret of spec.model.secretRef.",
     ),
+    "InvalidUri": Advice("A uri has the wrong form.", "Write it as the message says."),
+    "SourceNotFound": Advice("What a uri names is not in the store.", "Correct the uri, or put it there."),
+    "SourceAccessDenied": Advice(
+        "The store refuses the keys, or there are none.", "Correct the Secret of the field's secretRef."
+    ),
+    "SourceRefused": Advice(
+        "The store or server does not serve it so.", "Do what the message says, or copy it to the volume."
+    ),
+    "SourceTooLarge": Advice("A uri names too many files.", "Name a folder further down."),
+    "UnsafeName": Advice("An object's name cannot be a file's.", "Rename it in the store."),
     "PrecisionUnsupported": Advice("The GPU has no bf16.", "Set spec.training.precision: fp16."),
     "UnknownParameters": Advice(
         "A pattern of training.parameterGroups decides for no parameter.",

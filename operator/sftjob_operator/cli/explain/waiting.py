@@ -131,6 +131,16 @@ _BLOCKED = {
         "Create that PersistentVolumeClaim in this namespace, ReadWriteMany; the job goes on by itself.",
         ("kubectl get pvc {claim}",),
     ),
+    "VolumePending": Advice(
+        "The claim has no volume yet, so no pod is started.",
+        "See what its provisioner says; often the storage class is missing, or cannot make such a volume.",
+        ("kubectl describe pvc {claim}",),
+    ),
+    "VolumeLost": Advice(
+        "The volume under the claim is gone.",
+        "Restore it, or delete claim and job and create them anew.",
+        ("kubectl get pvc {claim}",),
+    ),
     "VolumeNotShared": Advice(
         "Pods on several nodes need a volume that several nodes may mount, and the claim is not ReadWriteMany.",
         "Name a ReadWriteMany claim in spec.workspace.claimName, or set spec.workers.nodes: 1.",

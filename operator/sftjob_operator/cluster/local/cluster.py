@@ -148,6 +148,7 @@ class LocalCluster:
         if self._collected != self._store.version:
             self._collected = self._store.version
             controllers.collect_garbage(self._store)
+            controllers.provision(self._store, self.state / "volumes")
         for job in self._store.select("batch/v1", "Job"):
             controllers.sync_job(self._store, job, now)
         for pod in self._store.select("v1", "Pod"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from sftjob_operator.cluster.base import Manifest, Ref, ref_of
 from sftjob_operator.cluster.local import jobpods, jobs
@@ -14,6 +16,7 @@ from sftjob_operator.cluster.local.objects import (
     timestamp,
 )
 from sftjob_operator.cluster.local.store import Store
+from sftjob_operator.cluster.local.volumes import BOUND_TO, claim_directory
 
 
 def asked_to_go(pod: Manifest) -> Manifest:
@@ -33,6 +36,25 @@ def collect_garbage(store: Store) -> None:
             _let_go(store, ref_of(item))
         else:
             store.remove(ref_of(item))
+
+
+def provision(store: Store, volumes: Path) -> None:
+    """A claim that is bound to nothing gets a directory; one that is gone takes the directory made for it along."""
+    claims = store.select("v1", "PersistentVolumeClaim")
+    for claim in claims:
+        if claim_directory(claim) is None:
+            ref = ref_of(claim)
+            directory = volumes / ref.namespace / ref.name
+            directory.mkdir(parents=True, exist_ok=True)
+            annotations = {**claim["metadata"].get("annotations", {}), BOUND_TO: str(directory)}
+            status = {"phase": "Bound", "accessModes": claim["spec"].get("accessModes", [])}
+            store.put(
+                {**claim, "metadata": {**claim["metadata"], "annotations": annotations}, "status": status}
+            )
+    used = {claim_directory(claim) for claim in store.select("v1", "PersistentVolumeClaim")}
+    for directory in volumes.glob("*/*"):
+        if directory not in used:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def sync_job(store: Store, job: Manifest, now: datetime) -> None:

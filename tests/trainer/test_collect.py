@@ -1,0 +1,240 @@
+"""What is collected from a volume and what never is, through kills and collections at the same time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_trainer import collect, uses
+from sft_trainer.collect import Item, Policy
+from sft_trainer.data import cache
+from sft_trainer.errors import Crash
+from sft_trainer.volume import Desk
+
+DAY = 24 * 3600.0
+OLD = Policy(unused_seconds=30 * DAY)
+
+
+def entry(workspace: Path, name: str, days: float, size: int = 10) -> Path:
+    """A folder of the workspace that was last used so long ago."""
+    folder = workspace / name
+    (folder / "below").mkdir(parents=True)
+    (folder / "below" / "file").write_bytes(b"x" * size)
+    return aged(folder, days)
+
+
+def aged(folder: Path, days: float) -> Path:
+    moment = time.time() - days * DAY
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (moment, moment))
+    return folder
+
+
+def paths(items: list[Item]) -> list[str]:
+    return [item.path for item in items]
+
+
+def gone(workspace: Path, policy: Policy = OLD) -> list[str]:
+    return paths(list(collect.collect(workspace, policy)))
+
+
+def test_caches_that_nobody_used_for_long_go_and_nothing_else(tmp_path: Path) -> None:
+    for kind in ("data", "sources", "models"):
+        entry(tmp_path, f".sftjob/cache/{kind}/old", 31)
+        entry(tmp_path, f".sftjob/cache/{kind}/new", 29)
+    entry(tmp_path, ".sftjob/cache/models/.m.partial", 40)
+    entry(tmp_path, "models/mine", 400)
+    entry(tmp_path, "jobs/done/export", 400)
+    entry(tmp_path, "jobs/done/checkpoints/step-1", 400)
+    (tmp_path / ".sftjob/cache/models/.old.lock").touch()
+    found = paths(collect.find(tmp_path, OLD))
+    assert sorted(found) == [
+        ".sftjob/cache/data/old",
+        ".sftjob/cache/models/.m.partial",
+        ".sftjob/cache/models/old",
+        ".sftjob/cache/sources/old",
+    ]
+    assert gone(tmp_path) == found
+    assert not any((tmp_path / path).exists() for path in found)
+    assert (tmp_path / ".sftjob/cache/data/new/below/file").exists()
+    assert (tmp_path / "models/mine/below/file").exists()
+    assert (tmp_path / "jobs/done/checkpoints/step-1/below/file").exists()
+
+
+def test_beyond_a_limit_the_longest_unused_go_but_nothing_of_the_last_day(tmp_path: Path) -> None:
+    for name, days in (("a", 9.0), ("b", 5.0), ("c", 2.0), ("d", 0.5)):
+        entry(tmp_path, f".sftjob/cache/data/{name}", days, size=100)
+    assert gone(tmp_path, Policy(30 * DAY, limit_bytes=250)) == [
+        ".sftjob/cache/data/a",
+        ".sftjob/cache/data/b",
+    ]
+    assert gone(tmp_path, Policy(30 * DAY, limit_bytes=0)) == [".sftjob/cache/data/c"]
+    assert gone(tmp_path, Policy(0, limit_bytes=0)) == []
+
+
+def test_what_an_open_job_needs_stays_however_old(tmp_path: Path) -> None:
+    entry(tmp_path, ".sftjob/cache/data/suspended", 400)
+    entry(tmp_path, "jobs/suspended/export", 400)
+    entry(tmp_path, "jobs/suspended/checkpoints/step-1", 400)
+    policy = Policy(30 * DAY, 0, True, jobs={"suspended"}, directories={".sftjob/cache/data/suspended"})
+    assert gone(tmp_path, policy) == []
+
+
+def test_checkpoints_go_with_an_export_beside_them_and_the_export_stays(tmp_path: Path) -> None:
+    for job, days, exported in (("done", 31, True), ("fresh", 3, True), ("failed", 400, False)):
+        entry(tmp_path, f"jobs/{job}/checkpoints/step-7", days)
+        aged(tmp_path / "jobs" / job / "checkpoints", days)
+        if exported:
+            entry(tmp_path, f"jobs/{job}/export", days)
+    entry(tmp_path, "jobs/done/checkpoints.20260101-abc/step-3", 50)
+    aged(tmp_path / "jobs/done/checkpoints.20260101-abc", 50)
+    policy = Policy(30 * DAY, checkpoints=True)
+    assert sorted(gone(tmp_path, policy)) == ["jobs/done/checkpoints", "jobs/done/checkpoints.20260101-abc"]
+    assert (tmp_path / "jobs/done/export/below/file").exists()
+
+
+def test_the_base_model_of_an_exported_adapter_stays(tmp_path: Path) -> None:
+    for name in ("base", "other"):
+        entry(tmp_path, f".sftjob/cache/models/{name}", 400)
+    (tmp_path / "jobs/lora/export").mkdir(parents=True)
+    (tmp_path / "jobs/lora/export/adapter_config.json").write_text("{}")
+    result = {"result": {"model": {"directory": ".sftjob/cache/models/base"}}}
+    (tmp_path / "jobs/lora/prepared.json").write_text(json.dumps(result))
+    (tmp_path / "jobs/broken").mkdir()
+    (tmp_path / "jobs/broken/prepared.json").write_text("no json")
+    assert gone(tmp_path) == [".sftjob/cache/models/other"]
+
+
+def test_a_use_marks_the_cache_by_the_clock_of_the_volume(tmp_path: Path) -> None:
+    found = entry(tmp_path, ".sftjob/cache/data/a", 400)
+    mine = entry(tmp_path, "models/mine", 400)
+    with uses.kept(tmp_path, [".sftjob/cache/data/a", "models/mine", ".sftjob/cache/data/none"], 0.01):
+        for _ in range(500):
+            if found.stat().st_mtime > time.time() - DAY:
+                break
+            time.sleep(0.01)
+    assert collect.find(tmp_path, OLD) == []
+    assert mine.stat().st_mtime < time.time() - DAY
+    aged(found, 400)
+    assert cache.lookup(found) is None  # damaged, which is not the point: it was looked at
+    assert abs(uses.volume_time(tmp_path) - time.time()) < 60
+
+
+def test_a_training_that_misses_its_cache_says_that_it_is_to_be_prepared_again(tmp_path: Path) -> None:
+    entry(tmp_path, ".sftjob/cache/data/a", 1)
+    uses.require(tmp_path, [".sftjob/cache/data/a"])
+    with pytest.raises(Crash, match="is no longer on the volume") as caught:
+        uses.require(tmp_path, [".sftjob/cache/data/a", ".sftjob/cache/data/b"])
+    assert caught.value.reason == "Unprepared"
+
+
+def test_what_a_preparation_finds_just_before_it_goes_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = entry(tmp_path, ".sftjob/cache/data/a", 400)
+    rename = Path.rename
+
+    def slow(self: Path, target: Path) -> Path:
+        if self == found:
+            uses.touch(found)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", slow)
+    assert gone(tmp_path) == []
+    assert (found / "below/file").exists()
+
+
+def test_a_killed_collection_leaves_whole_entries_and_the_next_one_ends_it(tmp_path: Path) -> None:
+    for number in range(30):
+        entry(tmp_path, f".sftjob/cache/data/{number}", 400)
+    script = (
+        "import sys, shutil, time; from pathlib import Path; from sft_trainer import collect\n"
+        "remove = shutil.rmtree\n"
+        "def slow(path, **more):\n"
+        "    (path / 'below' / 'file').unlink(); print(path, flush=True); time.sleep(600)\n"
+        "shutil.rmtree = slow\n"
+        "list(collect.collect(Path(sys.argv[1]), collect.Policy(86400.0)))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    left = list((tmp_path / ".sftjob/cache/data").iterdir())
+    assert len(left) == 29
+    assert all((one / "below/file").exists() for one in left)
+    assert len(gone(tmp_path)) == 29
+    assert list((tmp_path / ".sftjob/trash").iterdir()) == []
+
+
+def test_two_collections_at_once_remove_everything_once(tmp_path: Path) -> None:
+    for number in range(60):
+        entry(tmp_path, f".sftjob/cache/data/{number}", 400)
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.extend(gone(tmp_path))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == len(set(found)) == 60
+    assert list((tmp_path / ".sftjob/cache/data").iterdir()) == []
+
+
+def test_links_out_of_the_workspace_are_not_followed(tmp_path: Path) -> None:
+    outside = entry(tmp_path, "outside", 400)
+    workspace = tmp_path / "workspace"
+    (workspace / ".sftjob/cache/data").mkdir(parents=True)
+    (workspace / ".sftjob/cache/data/link").symlink_to(outside)
+    (workspace / ".sftjob/cache/models").symlink_to(tmp_path)
+    assert gone(workspace) == []
+    inside = entry(workspace, ".sftjob/cache/data/a", 400)
+    (inside / "link").symlink_to(outside)
+    os.utime(inside, (0, 0))
+    os.utime(inside / "link", (0, 0), follow_symlinks=False)
+    assert gone(workspace) == [".sftjob/cache/data/a"]
+    assert (outside / "below/file").exists()
+
+
+def test_the_volumes_program_shows_first_and_removes_when_asked(tmp_path: Path) -> None:
+    entry(tmp_path, ".sftjob/cache/data/a", 40)
+
+    def ask(**more: Any) -> list[dict[str, Any]]:
+        request = {"do": "collect", "unusedSeconds": 30 * DAY, "jobs": [], "directories": [], **more}
+        return list(Desk(tmp_path).answers(json.dumps(request)))
+
+    shown = ask()
+    assert shown[0]["path"] == ".sftjob/cache/data/a"
+    assert (shown[0]["bytes"], shown[0]["unusedSeconds"] // DAY) == (10, 40)
+    assert (tmp_path / ".sftjob/cache/data/a").exists()
+    assert [item["path"] for item in ask(remove=True)[:-1]] == [".sftjob/cache/data/a"]
+    assert not (tmp_path / ".sftjob/cache/data/a").exists()
+
+
+def test_the_next_job_makes_again_what_was_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from preparing import Room, chat
+
+    room = Room(tmp_path, monkeypatch)
+    room.write("datasets/chats.jsonl", chat("hi", "hello"))
+    first = room.run()
+    assert first.prepare is not None
+    folder = aged(room.workspace / first.prepare.data.cache, 40)
+    second = room.run()
+    assert folder.stat().st_mtime > time.time() - DAY  # found, and so used
+    aged(folder, 40)
+    assert gone(room.workspace) == [first.prepare.data.cache]
+    third = room.run()
+    assert second.prepare == third.prepare
+    assert folder.is_dir()
+    shutil.rmtree(folder)

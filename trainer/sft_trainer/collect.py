@@ -1,0 +1,177 @@
+"""Collects what nobody has used for long: caches, what killed preparations left, and checkpoints of finished jobs.
+
+Exports, reports, logs and the user's own files are never touched, and of a job without an export nothing is. What goes
+is first renamed into a trash folder, looked at once more, and then removed: a kill at any moment leaves an entry whole or
+in the trash, which the next collection empties.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sft_trainer import layout, uses
+from sft_trainer.data import cache
+
+logger = logging.getLogger(__name__)
+
+LEAST_SECONDS = 24 * 3600.0  # a training marks its caches every hour, and clocks and pauses are what they are
+_ABANDONED_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What may go."""
+
+    unused_seconds: float
+    limit_bytes: int | None = (
+        None  # of all caches: beyond it also what was used later, the longest unused first
+    )
+    checkpoints: bool = False  # those of jobs that have exported
+    jobs: Collection[str] = ()  # not over yet: neither their checkpoints
+    directories: Collection[str] = ()  # nor these
+
+
+class Item(NamedTuple):
+    """Something that may go: `path` in the workspace."""
+
+    path: str
+    size: int
+    unused_seconds: float
+
+
+def find(workspace: Path, policy: Policy) -> list[Item]:
+    """What the policy lets go, the longest unused first."""
+    now = uses.volume_time(_ready(workspace))
+    needed = {*policy.directories, *_bases_of_adapters(workspace)}
+    caches = sorted(_caches(workspace, now), key=lambda item: -item.unused_seconds)
+    over = (
+        sum(item.size for item in caches) - (policy.limit_bytes or 0) if policy.limit_bytes is not None else 0
+    )
+    found: list[Item] = []
+    for item in caches:
+        if item.path in needed or item.unused_seconds < LEAST_SECONDS:
+            continue
+        if item.unused_seconds >= policy.unused_seconds or over > 0:
+            found.append(item)
+            over -= item.size
+    return found + (list(_checkpoints(workspace, policy, now)) if policy.checkpoints else [])
+
+
+def collect(workspace: Path, policy: Policy) -> Iterator[Item]:
+    """Remove what `find` finds, one after another; an item comes when it is gone. One collection at a time."""
+    with cache.alone(layout.trash(_ready(workspace))) as is_alone:
+        _empty_trash(workspace, is_alone)
+        for item in find(workspace, policy):
+            if _remove(workspace, item):
+                yield item
+
+
+def _remove(workspace: Path, item: Item) -> bool:
+    path, trash = workspace / item.path, layout.trash(workspace)
+    aside = trash / f"{path.name}.{uuid.uuid4().hex[:8]}"
+    before = _used(path)
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return False  # another collection was faster
+    if _used(aside) != before:  # a preparation found it in between
+        try:
+            aside.rename(path)
+        except OSError:
+            shutil.rmtree(aside, ignore_errors=True)  # it was made again meanwhile
+        return False
+    shutil.rmtree(aside, ignore_errors=True)
+    return True
+
+
+def _empty_trash(workspace: Path, is_alone: bool) -> None:
+    """What a killed collection has left; where the volume has no locks, not what another may still look at."""
+    now = uses.volume_time(workspace)
+    for left in layout.trash(workspace).iterdir():
+        if is_alone or now - left.lstat().st_ctime > _ABANDONED_SECONDS:  # renaming has set it
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _ready(workspace: Path) -> Path:
+    layout.trash(workspace).mkdir(parents=True, exist_ok=True)
+    return workspace
+
+
+def _caches(workspace: Path, now: float) -> Iterator[Item]:
+    for kind in (layout.data_cache, layout.source_cache, layout.model_cache):
+        folder = kind(workspace)
+        if not folder.is_dir() or folder.is_symlink():
+            continue
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                yield _item(workspace, entry, now)
+
+
+def _checkpoints(workspace: Path, policy: Policy, now: float) -> Iterator[Item]:
+    """Folders of checkpoints beside an export, also those that were put aside."""
+    for export in (workspace / "jobs").glob("*/export"):
+        job = export.parent
+        if job.name in policy.jobs or not export.is_dir() or job.is_symlink() or not any(export.iterdir()):
+            continue
+        for folder in job.glob("checkpoints*"):
+            if folder.is_dir() and not folder.is_symlink():
+                item = _item(workspace, folder, now)
+                if item.unused_seconds >= max(policy.unused_seconds, LEAST_SECONDS) and item.size:
+                    yield item
+
+
+def _bases_of_adapters(workspace: Path) -> set[str]:
+    """Models without which an exported adapter cannot be asked anything."""
+    found = set()
+    for prepared in (workspace / "jobs").glob("*/prepared.json"):
+        if any((prepared.parent / "export").rglob("adapter_config.json")):
+            try:
+                document: dict[str, Any] = json.loads(prepared.read_text(encoding="utf-8"))
+                found.add(str(document["result"]["model"]["directory"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+    return found
+
+
+def _item(workspace: Path, path: Path, now: float) -> Item:
+    return Item(path.relative_to(workspace).as_posix(), _size(path), now - _used(path))
+
+
+def _size(path: Path) -> int:
+    return sum(
+        os.lstat(os.path.join(root, name)).st_size for root, _, names in os.walk(path) for name in names
+    )
+
+
+def _used(path: Path) -> float:
+    """The newest time in it: a download adds to files that are there."""
+    times = [0.0]
+    for root, folders, names in os.walk(path):
+        for name in (".", *folders, *names):
+            try:
+                times.append(os.lstat(os.path.join(root, name)).st_mtime)
+            except FileNotFoundError:
+                continue
+    return max(times)
+
+
+def policy_of(request: dict[str, Any]) -> Policy:
+    """The policy in a request of the command line."""
+    limit = request.get("limitBytes")
+    names: Sequence[str] = request.get("jobs") or ()
+    directories: Sequence[str] = request.get("directories") or ()
+    return Policy(
+        unused_seconds=float(request["unusedSeconds"]),
+        limit_bytes=None if limit is None else int(limit),
+        checkpoints=bool(request.get("checkpoints")),
+        jobs=frozenset(map(str, names)),
+        directories=frozenset(map(str, directories)),
+    )
