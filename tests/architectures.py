@@ -23,6 +23,7 @@ from sft_trainer.collate import IGNORED, collate
 from sft_trainer.config import TrainConfig
 from sft_trainer.data.cache import TokenCache
 from sft_trainer.distributed import World
+from sft_trainer.facts import model_facts
 from sft_trainer.layout import JobFolder
 from sft_trainer.selfcheck import use_attention, use_loss_head
 
@@ -65,6 +66,21 @@ MODELS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 256,
     },
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "gpt_neo": {
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": _WINDOW,
+        "max_position_embeddings": 256,
+    },
+    "xglm": {
+        "d_model": 32,
+        "ffn_dim": 64,
+        "num_layers": 2,
+        "attention_heads": 4,
+        "max_position_embeddings": 256,
+    },
 }
 
 
@@ -127,6 +143,7 @@ def _step(kind: str, world: World, volume: Path) -> dict[str, Any]:
         "norm": own.norm / norm,
         "loss": own.loss_sum / own.supervised / loss,
         "export": size,
+        "heads": model_facts(volume / directory, kind, directory).heads,
     }
 
 

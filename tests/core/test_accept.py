@@ -133,6 +133,8 @@ def test_a_raw_key_that_contradicts_a_typed_field_is_refused_naming_both(spec, b
         ({"optimizer": {"enabled": False}}, "spec.training.optimizer"),
         ({"scheduler": {"enabled": False}}, "spec.training.scheduler"),
         ({"data_types": {"grad_accum_dtype": "bf16"}}, "data_types.grad_accum_dtype: remove it"),
+        ({"zero_optimization": {"compute_grad_norm": False}}, "always clipped by spec.training.maxGradNorm"),
+        ({"zero_optimization": {"load_from_fp32_weights": False}}, "set spec.checkpoint instead"),
         ({"zero_optimization": {"zenflow": {"topk_ratio": 0.1}}}, "zero_optimization.zenflow"),
         ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op"),
         ({"x" * 100_000: 1}, "would ignore it"),
@@ -212,6 +214,7 @@ def test_what_says_that_it_is_switched_off_is_let_pass_and_not_handed_on():
         {
             "zero_optimization": {
                 "offload_optimizer": {"device": "none", "pin_memory": True},
+                "compute_grad_norm": True,
                 "cpu_offload": False,
             },
             "fp16": {"enabled": False, "loss_scale": 0},

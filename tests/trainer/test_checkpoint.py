@@ -21,7 +21,7 @@ from sft_trainer.checkpoint.state import TrainerState
 from sft_trainer.data.packing import pack
 from sft_trainer.errors import Fenced, UserError, VolumeFull, classify
 from sft_trainer.history import History, after
-from sft_trainer.layout import JobFolder
+from sft_trainer.layout import STAGING, JobFolder
 
 
 def plan(**changes: Any) -> Plan:
@@ -269,9 +269,48 @@ def test_a_checkpoint_is_continued_only_where_its_steps_read_the_same_rows(
 
 def test_what_a_dying_save_left_is_removed(tmp_path: Path) -> None:
     checkpoint(tmp_path, 10)
-    shutil.copytree(tmp_path / "step-10", tmp_path / f"{commit.STAGING}abc-step-20")
+    shutil.copytree(tmp_path / "step-10", tmp_path / f"{STAGING}abc-step-20")
     resume.remove_staged(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-10"]
+
+
+class Killed(BaseException):
+    """Like a SIGKILL, nothing that the trainer handles."""
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_save_that_is_killed_while_it_replaces_a_checkpoint_costs_nothing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = JobFolder(tmp_path)
+    checkpoint(folder.checkpoints, 10)
+    fence.claim(folder.fence, run_of(1))
+    rename, done = Path.rename, []
+
+    def killing(path: Path, target: Path) -> Path:
+        if path.parent == folder.checkpoints:
+            done.append(target)
+            if len(done) == number:
+                raise Killed
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killing)
+    engine = SimpleNamespace(
+        module=torch.nn.Linear(1, 1), save_checkpoint=lambda to, **_: (Path(to) / commit.ENGINE_TAG).mkdir()
+    )
+    world = SimpleNamespace(
+        is_first=True, rank=0, size=1, barrier=lambda: None, gather=lambda x: [x], first=lambda f: f()
+    )
+    with pytest.raises(Killed):
+        commit.Store(folder, run_of(1), 1).commit(engine, trainer_state(10), world, 0)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="another training"):
+        owner.judge(folder, Owner(uid="another", identity="another"), "Resume")
+    resume.remove_staged(folder.checkpoints)
+    found = resume.newest_whole(folder.checkpoints)
+    assert found is not None
+    assert found.state.step == 10
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step-10"]
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [30, 20]), (9, [30, 20, 10]), (0, [30])])

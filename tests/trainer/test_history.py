@@ -47,6 +47,14 @@ def test_patience_ends_with_so_many_evaluations_in_a_row() -> None:
     assert not is_exhausted(history([1.0, 2.0, 3.0]), None)
 
 
+def test_an_evaluation_that_gave_no_number_was_made_nevertheless() -> None:
+    found = history([2.0, math.nan])
+    assert [found.was_evaluated(step) for step in (1, 2, 3)] == [False, True, False]
+    assert found.last is not None
+    assert found.last.step == 1
+    assert history([2.0]).model_copy(update={"evaluated": None}).was_evaluated(1)  # of an older trainer
+
+
 def test_only_the_last_evaluation_belongs_to_its_step() -> None:
     found = history([2.0, 1.0, 3.0])
     assert [found.loss_at(step) for step in (2, 3, 4)] == [None, 3.0, None]

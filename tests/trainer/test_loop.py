@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +37,7 @@ class Room:
         monkeypatch.setattr(loop.time, "monotonic", lambda: self.seconds)
         monkeypatch.setattr(loop, "optimizer_step", self._step)
         monkeypatch.setattr(loop, "evaluate", self._evaluate)
-        monkeypatch.setattr(loop, "save_checkpoint", lambda parts, step, loss: self.saved.append(step))
+        monkeypatch.setattr(loop, "save_checkpoint", self._save)
 
     def train(
         self,
@@ -44,6 +45,7 @@ class Room:
         *,
         start: int = 0,
         history: History | None = None,
+        since_evaluation: float = 0.0,
         stop_at: int | None = None,
         **changes: Any,
     ) -> int:
@@ -52,13 +54,18 @@ class Room:
         self.losses, self.step, self.stop_at = iter(losses), start, stop_at
         parts: Any = SimpleNamespace(
             config=TrainConfig.model_validate(self.job.config(**changes)),
-            world=SimpleNamespace(is_first=True, rank=0, sum=lambda values: [float(v) for v in values]),
+            world=SimpleNamespace(
+                is_first=True, rank=0, size=1, sum=lambda values: [float(v) for v in values]
+            ),
             plan=Plan(np.full(4, 8), 8, one_row_each, 1, 1, 1, seed=1, max_steps=8),
             reporter=SimpleNamespace(step=_nothing, phase=_nothing, evaluated=_nothing),
             engine=None,
             held_out=((), ()),
             stop=self.stop,
             history=history or History(),
+            looked_at=self.seconds - since_evaluation,
+            store=SimpleNamespace(fence=SimpleNamespace(run_id="run")),
+            precision="fp32",
         )
         batches: Any = lambda step: [step]  # noqa: E731 - all that _step needs of a batch
         return loop.train(parts, start, 1.0, batches).step
@@ -68,6 +75,10 @@ class Room:
         self.step = mine[0] + 1
         self.stop.requested = self.step == self.stop_at
         return loop.OwnStep(loss_sum=1.0, weight=1.0, supervised=1, norm=1.0)
+
+    def _save(self, parts: Any, step: int, loss: float | None) -> None:
+        self.saved.append(step)
+        self.state = loop.trainer_state(parts, step, loss)
 
     def _evaluate(self, *_: object) -> Evaluation:
         self.evaluated.append(self.step)
@@ -129,3 +140,18 @@ def test_an_evaluation_that_a_signal_kept_from_happening_is_made_up_for(room: Ro
     room.train([2.0, 2.5, 2.5], start=2, history=known, **BEST)
     assert room.evaluated == [2, 3, 4]
     assert room.saved == [2, 2, 4]
+
+
+def test_seconds_between_evaluations_are_counted_over_a_restart(room: Room) -> None:
+    with pytest.raises(Interrupted):
+        room.train([], stop_at=2, evaluation__periodSeconds=25)
+    assert room.state.seconds_since_evaluation == 20
+    room.seconds += 1000  # nobody trains
+    room.train([], start=2, since_evaluation=20, evaluation__periodSeconds=25)
+    assert room.evaluated == [3, 6]
+
+
+def test_an_evaluation_that_gave_no_number_is_not_made_again_by_the_next_run(room: Room) -> None:
+    known = after(after(History(), 1, 3.0, 0.0), 2, math.nan, 0.0)
+    room.train([2.0, 2.5, 2.5], start=2, history=known, **BEST)
+    assert room.evaluated == [3, 4, 5]

@@ -8,6 +8,7 @@ import torch
 from sft_trainer import loss, softmax
 from sft_trainer.collate import IGNORED, Batch
 from sft_trainer.config import Loss
+from sft_trainer.errors import UserError
 from sft_trainer.softmax import Objective
 
 
@@ -106,6 +107,18 @@ def test_only_supervised_positions_count_in_every_row() -> None:
         logits, made.targets.reshape(-1), ignore_index=IGNORED, reduction="sum"
     )
     assert float(loss.supervised_loss(model, made).detach()) == pytest.approx(float(expected.detach()))
+
+
+class Deaf(Model):
+    """It takes whatever it is given, and passes over which logits are wanted."""
+
+    def forward(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:  # type: ignore[override]
+        return SimpleNamespace(logits=torch.eye(10)[input_ids] @ self.table)
+
+
+def test_a_model_that_answers_at_other_positions_is_refused() -> None:
+    with pytest.raises(UserError, match="Deaf passes over logits_to_keep: .* 3 rows of logits where 2 were"):
+        loss.supervised_loss(Deaf(), batch([[3, IGNORED, 4]]))
 
 
 def test_a_batch_without_supervised_token_runs_the_model_and_moves_nothing() -> None:

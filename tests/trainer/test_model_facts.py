@@ -113,8 +113,16 @@ def test_names_of_other_architectures_and_nested_configurations_are_read(tmp_pat
         ({"architectures": None}, "names no architecture"),
         ({"quantization_config": {"quant_method": "gptq"}}, "is quantised (gptq)"),
         ({"hidden_size": None}, "names no hidden size"),
+        (
+            {"architectures": ["MambaForCausalLM"], "model_type": "mamba"},
+            "MambaForCausalLM, which has no attention",
+        ),
+        (
+            {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True},
+            "is a T5ForConditionalGeneration, an encoder and a decoder",
+        ),
     ],
-    ids=["masked", "nameless", "quantised", "sizeless"],
+    ids=["masked", "nameless", "quantised", "sizeless", "no attention", "encoder"],
 )
 def test_models_that_cannot_be_trained_are_refused(
     tmp_path: Path, fields: dict[str, Any], words: str

@@ -10,8 +10,8 @@ from sft_trainer.attention import PER_DOCUMENT
 
 pytestmark = pytest.mark.processes
 
-MIXES_DOCUMENTS = {"bloom"}  # its distances come from the attention mask: the self-check has to find that
-NO_SDPA = {"gemma2", "bloom"}
+MIXES_DOCUMENTS = {"bloom", "xglm"}  # they do not go by position ids: the self-check has to find that
+NO_SDPA = {"gemma2", "bloom", "gpt_neo", "xglm"}
 LOGITS_CHANGE = {"gemma2"}  # by soft-capping, after the head
 
 
@@ -32,3 +32,4 @@ def test_an_architecture_trains_exactly_and_is_exported(kind: str, results: dict
     assert found["attention"] == ("eager" if kind in NO_SDPA else PER_DOCUMENT)
     assert found["chunked"] is (kind not in LOGITS_CHANGE)
     assert found["export"] > 0
+    assert found["heads"] == 4

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import chat_templates as T
 from preparing import CHAT, Room, chat
 from sft_trainer import prepare
 from sft_trainer.config import DataFacts, Outcome, Prepared
+from sft_trainer.data import cache
 
 
 @pytest.fixture
@@ -32,6 +34,10 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
 def facts(outcome: Outcome) -> DataFacts:
     assert outcome.prepare is not None, outcome.message
     return outcome.prepare.data
+
+
+def left_in_cache(room: Room) -> list[Path]:
+    return [path for path in room.workspace.glob(".sftjob/cache/data/*") if path.suffix != ".lock"]
 
 
 def refused(outcome: Outcome, reason: str, *words: str) -> None:
@@ -288,6 +294,20 @@ def test_the_second_run_is_a_hit_and_changes_nothing(room: Room) -> None:
     assert {path: path.stat().st_mtime_ns for path in entry.iterdir()} == before
 
 
+def test_jobs_that_start_together_prepare_the_same_data_once(
+    room: Room, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    room.settings()
+    monkeypatch.setattr(cache, "_POLL_SECONDS", 0.01)
+    settings = prepare.read_config(room.config / "prepare.json")
+    with ThreadPoolExecutor(4) as jobs:
+        results = [jobs.submit(prepare.prepare, settings, room.workspace) for _ in range(4)]
+        assert len({result.result().data.hash for result in results}) == 1
+    assert caplog.text.count("the data is prepared already") == 3
+    assert [path.name for path in left_in_cache(room)] == [results[0].result().data.hash]
+
+
 def test_a_damaged_entry_is_made_again(room: Room) -> None:
     room.write("datasets/chats.jsonl", CHAT)
     first = room.run()
@@ -388,7 +408,7 @@ def test_wrong_rows_end_with_a_sentence(
 ) -> None:
     room.write("datasets/chats.jsonl", *rows)
     refused(room.run(**settings), reason, *words)
-    assert not list(room.workspace.glob(".sftjob/cache/data/*"))
+    assert not left_in_cache(room)
 
 
 def test_of_two_wrong_rows_the_first_in_the_file_is_named(room: Room) -> None:
@@ -606,7 +626,7 @@ def test_a_full_volume_has_its_own_exit_code(room: Room, monkeypatch: pytest.Mon
     outcome = room.run()
     assert (outcome.reason, outcome.exit_code) == ("VolumeFull", 72)
     assert "free space or enlarge the claim" in outcome.message
-    assert not list(room.workspace.glob(".sftjob/cache/data/*"))
+    assert not left_in_cache(room)
 
 
 def test_sigterm_ends_as_interrupted_and_leaves_no_half_entry(
@@ -623,7 +643,7 @@ def test_sigterm_ends_as_interrupted_and_leaves_no_half_entry(
     monkeypatch.setattr(os, "fsync", interrupted)
     outcome = room.run()
     assert (outcome.reason, outcome.exit_code) == ("Interrupted", 74)
-    assert not list(room.workspace.glob(".sftjob/cache/data/.*"))
+    assert not [path for path in left_in_cache(room) if path.name.startswith(".")]
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -84,6 +89,80 @@ def test_a_damaged_entry_is_removed(tmp_path: Path, harm: str) -> None:
         (entry / "facts.json").write_text('{"files": ')
     assert cache.lookup(entry) is None
     assert not entry.exists()
+
+
+@pytest.mark.parametrize("name", ["facts.json", "train.arrow"])
+def test_a_volume_that_fails_damages_no_entry(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other jobs may be reading it."""
+    entry = tmp_path / "c"
+    write(entry, rows(5))
+    opened = io.open
+
+    def failing(file: object, *options: object, **more: object) -> object:
+        if str(file).endswith(name):
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(file, *options, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(io, "open", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        cache.lookup(entry)
+    monkeypatch.undo()
+    assert cache.lookup(entry) is not None
+
+
+def test_what_another_writer_has_published_meanwhile_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = tmp_path / "c"
+    write(entry, rows(5))
+    (entry / "facts.json").write_text("{")
+    loads = json.loads
+
+    def slow(text: str) -> object:
+        shutil.rmtree(entry)
+        write(entry, rows(5))
+        return loads(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.json, "loads", slow)  # type: ignore[attr-defined]
+        assert cache.lookup(entry) is None
+    assert cache.lookup(entry) is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+_HOLDER = """
+import sys, time
+from pathlib import Path
+from sft_trainer.data import cache
+with cache.alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_who_waits_says_so_and_goes_on_when_the_one_before_is_killed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    command = [sys.executable, "-c", _HOLDER, str(tmp_path / "data" / "c")]
+    entered = threading.Event()
+
+    def wait() -> None:
+        with cache.alone(tmp_path / "data" / "c"):
+            entered.set()
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        assert not entered.wait(0.2)
+        holder.kill()
+    waiter.join(60)
+    assert entered.is_set()
+    assert "waiting for another job that prepares data/c, 0 s so far" in caplog.text
 
 
 def test_writers_at_the_same_time_leave_one_intact_entry_and_nothing_else(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,6 +79,7 @@ def run(config: TrainConfig, journal: Journal) -> TrainResult:
         start, loss = (found.state.step, found.state.loss) if found else (0, None)
         if found is None:
             evaluate_base(parts)
+            parts.looked_at = time.monotonic()
         with Prefetch(parts.rows, parts.plan, world, start) as ahead:
             ended = loop.train(parts, start, loss, ahead.take)
         stop.defer(False)
@@ -192,6 +194,7 @@ def build(
         precision=chosen,
         checkpoint_bytes=found.size if found else expected,
         history=found.state.history if found else History(),
+        looked_at=time.monotonic() - (found.state.seconds_since_evaluation if found else 0.0),
         work=work,
     )
 
@@ -257,7 +260,7 @@ def _keep(path: Path, settings: dict[str, Any]) -> None:
 
 def finish(parts: loop.Parts, volume: Path, ended: loop.Ended) -> TrainResult:
     """Evaluate what was not yet, export the last state or the best, and say what came out. Collective."""
-    if parts.history.loss_at(ended.step) is None:
+    if not parts.history.was_evaluated(ended.step):
         loop.held_out(parts, ended.step)
     parts.reporter.trained(parts.world.gather(peak_memory_bytes()))
     parts.reporter.ended(ended.step, parts.history)

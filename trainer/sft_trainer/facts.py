@@ -18,7 +18,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 _NAMES = {  # ours: what architectures call it
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
-    "heads": ("num_attention_heads", "n_head", "n_heads"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"),
     "key_value_heads": ("num_key_value_heads", "num_kv_heads"),
     "vocabulary_size": ("vocab_size",),
     "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
@@ -32,6 +32,7 @@ _NAMES = {  # ours: what architectures call it
 }
 _NEEDED = ("hidden_size", "layers", "heads", "vocabulary_size")
 _LARGEST = 10**9
+_WITHOUT_ATTENTION = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"}
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings)\.weight$")
 
@@ -116,23 +117,32 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def _supported(document: Mapping[str, Any], directory: Path) -> str:
+    """The architecture's name."""
     names = document.get("architectures")
     architecture = str(names[0])[:100] if isinstance(names, list) and names else ""
+    wrong = _wrong(document, architecture)
+    if wrong:
+        raise UserError("UnsupportedModel", f"the model {layout.shown(directory)} {wrong}")
+    return architecture
+
+
+def _wrong(document: Mapping[str, Any], architecture: str) -> str:
+    """Why a model cannot be trained here; empty where it can."""
+    quantised = document.get("quantization_config")
     if not architecture.endswith(_GENERATES):
         what = f"is a {architecture}" if architecture else "names no architecture"
-        raise UserError(
-            "UnsupportedModel",
-            f"the model {layout.shown(directory)} {what}; a causal language model is needed",
+        return f"{what}; a causal language model is needed"
+    if document.get("is_encoder_decoder"):
+        return f"is a {architecture}, an encoder and a decoder; a causal language model, a decoder alone, is needed"
+    if document.get("model_type") in _WITHOUT_ATTENTION:
+        return (
+            f"is a {architecture}, which has no attention, and plans and FLOPs are those of attention; "
+            "take a model with attention"
         )
-    quantised = document.get("quantization_config")
     if quantised:
         method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
-        raise UserError(
-            "UnsupportedModel",
-            f"the model {layout.shown(directory)} is quantised ({method or 'unknown'}); "
-            "take the unquantised one",
-        )
-    return architecture
+        return f"is quantised ({method or 'unknown'}); take the unquantised one"
+    return ""
 
 
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:

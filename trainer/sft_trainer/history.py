@@ -19,10 +19,12 @@ class Point(Report):
 
 
 class History(Report):
-    """`best` has the lowest loss of all. `mark` was the last to be lower than the mark before it by `minDelta`,
-    and `waited` counts the evaluations since: a slow descent adds up, until it is an improvement too.
+    """`evaluated` is the step of the last evaluation, whatever it gave, and `best` has the lowest loss of all. `mark`
+    was the last to be lower than the mark before it by `minDelta`, and `waited` counts the evaluations since: a slow
+    descent adds up, until it is an improvement too.
     """
 
+    evaluated: int | None = None  # unknown to older checkpoints
     last: Point | None = None
     best: Point | None = None
     mark: Point | None = None
@@ -32,6 +34,10 @@ class History(Report):
         """The evaluation loss after `step` steps, if that was the last evaluation."""
         return self.last.loss if self.last is not None and self.last.step == step else None
 
+    def was_evaluated(self, step: int) -> bool:
+        """Whether the last evaluation was after `step` steps."""
+        return self.loss_at(step) is not None if self.evaluated is None else self.evaluated == step
+
     def is_best(self, step: int) -> bool:
         """Whether the evaluation after `step` steps is the best so far."""
         return self.best is not None and self.best.step == step
@@ -40,12 +46,12 @@ class History(Report):
 def after(history: History, step: int, loss: float, min_delta: float) -> History:
     """`history` with one more evaluation. One that is no number is no improvement."""
     if not math.isfinite(loss):
-        return history.model_copy(update={"waited": history.waited + 1})
+        return history.model_copy(update={"evaluated": step, "waited": history.waited + 1})
     point = Point(step=step, loss=loss)
     best = point if history.best is None or loss < history.best.loss else history.best
     if history.mark is None or loss < history.mark.loss - min_delta:
-        return History(last=point, best=best, mark=point)
-    return History(last=point, best=best, mark=history.mark, waited=history.waited + 1)
+        return History(evaluated=step, last=point, best=best, mark=point)
+    return History(evaluated=step, last=point, best=best, mark=history.mark, waited=history.waited + 1)
 
 
 def is_exhausted(history: History, stopping: EarlyStopping | None) -> bool:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from sft_trainer import config
 
+STAGING = ".staging-"  # begins the name of a checkpoint that is not whole yet
+REPLACED = "-replaced"  # ends that of a whole one which a staged one takes the place of
+
 
 def workspace() -> Path:
     """The mounted workspace, from the environment."""

@@ -55,6 +55,7 @@ class Parts:
     precision: Precision
     checkpoint_bytes: int  # expected size, for the space check
     history: History = field(default_factory=History)
+    looked_at: float = field(default_factory=time.monotonic)  # when the last evaluation ended
     work: Work = field(default_factory=Work)
 
 
@@ -78,7 +79,7 @@ def train(parts: Parts, start: int, loss: float | None, batches: Batches) -> End
     world, plan, total = parts.world, parts.plan, parts.plan.total_steps
     saving, looking = parts.config.checkpoint, parts.config.evaluation
     patience = parts.config.training.early_stopping
-    every, saved_at, looked_at = saving.period_steps, time.monotonic(), time.monotonic()
+    every, saved_at = saving.period_steps, time.monotonic()
     if _was_broken_off(parts, start) and judge(parts, start).improved and saving.keep_best:
         save_checkpoint(parts, start, loss)
     for step in range(start, total):
@@ -88,7 +89,7 @@ def train(parts: Parts, start: int, loss: float | None, batches: Batches) -> End
         own = applied_step(parts, step, rate, batches)
         clocks = [
             world.is_first and _has_passed(saving.period_seconds, saved_at),
-            world.is_first and _has_passed(looking.period_seconds, looked_at),
+            world.is_first and _has_passed(looking.period_seconds, parts.looked_at),
         ]
         loss_sum, weight, supervised, tokens, stop, save, look = world.sum(
             [own.loss_sum, own.weight, own.supervised, own.tokens, parts.stop.requested, *clocks]
@@ -117,7 +118,6 @@ def train(parts: Parts, start: int, loss: float | None, batches: Batches) -> End
         finished = done == total
         if not stop and (look or is_due(looking, done, plan.steps_per_epoch)):
             stop, exhausted, improved = judge(parts, done)
-            looked_at = time.monotonic()
             finished = finished or bool(exhausted)
             save = save or (improved and saving.keep_best)
         if save or stop or finished or (every and done % every == 0):
@@ -134,9 +134,9 @@ def _has_passed(period: int | None, since: float) -> bool:
 
 def _was_broken_off(parts: Parts, start: int) -> bool:
     """Whether the signal that ended the last run kept it from the evaluation after step `start`."""
-    plan, known = parts.plan, parts.history.last
+    plan = parts.plan
     due = 0 < start < plan.total_steps and is_due(parts.config.evaluation, start, plan.steps_per_epoch)
-    return due and (known is None or known.step != start)
+    return due and not parts.history.was_evaluated(start)
 
 
 class Judgement(NamedTuple):
@@ -228,15 +228,25 @@ def held_out(parts: Parts, step: int) -> None:
         parts.reporter.evaluated(step, result.loss, perplexity(result.loss), result.seconds)
         stopping = parts.config.training.early_stopping
         parts.history = after(parts.history, step, result.loss, stopping.min_delta if stopping else 0.0)
+        parts.looked_at = time.monotonic()
     parts.reporter.phase("Training")
 
 
 def save_checkpoint(parts: Parts, step: int, loss: float | None) -> None:
     """Commit a checkpoint of the training as it stands after `step` steps, and report it."""
-    config, plan = parts.config, parts.plan
     parts.reporter.phase("Saving")
     start = time.perf_counter()
-    state = TrainerState(
+    state = trainer_state(parts, step, loss)
+    fact = parts.store.commit(parts.engine, state, parts.world, parts.checkpoint_bytes)
+    parts.checkpoint_bytes = fact.bytes
+    parts.reporter.saved(fact, steps(parts.store.folder.checkpoints), time.perf_counter() - start)
+    parts.reporter.phase("Training")
+
+
+def trainer_state(parts: Parts, step: int, loss: float | None) -> TrainerState:
+    """Where the training stands after `step` steps."""
+    config, plan = parts.config, parts.plan
+    return TrainerState(
         step=step,
         total_steps=plan.total_steps,
         epoch=step / plan.steps_per_epoch,
@@ -256,12 +266,9 @@ def save_checkpoint(parts: Parts, step: int, loss: float | None) -> None:
         learning_rate=_rate(parts, step - 1),
         loss=loss,
         history=parts.history,
+        seconds_since_evaluation=time.monotonic() - parts.looked_at,
         time=now(),
     )
-    fact = parts.store.commit(parts.engine, state, parts.world, parts.checkpoint_bytes)
-    parts.checkpoint_bytes = fact.bytes
-    parts.reporter.saved(fact, steps(parts.store.folder.checkpoints), time.perf_counter() - start)
-    parts.reporter.phase("Training")
 
 
 def _rate(parts: Parts, step: int) -> float:

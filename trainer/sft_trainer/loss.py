@@ -16,6 +16,7 @@ from torch import nn
 from sft_trainer import head
 from sft_trainer.collate import IGNORED, Batch
 from sft_trainer.config import Loss
+from sft_trainer.errors import UserError
 from sft_trainer.softmax import Objective, softmax_gradient
 
 # Results of a plain matrix product: nothing else needs these values in the backward pass.
@@ -77,6 +78,13 @@ def supervised_loss(
         answer: torch.Tensor = model(**batch.inputs(), logits_to_keep=keep).logits
     if answers:
         return answer.reshape(())
+    if answer.numel() != len(targets) * answer.shape[-1]:
+        raise UserError(
+            "UnsupportedModel",
+            f"{type(getattr(model, 'module', model)).__name__} passes over logits_to_keep: it answers with "
+            f"{answer.numel() // answer.shape[-1]} rows of logits where {len(targets)} were asked for, and the loss "
+            "would be taken at wrong positions; take another model",
+        )
     return cross_entropy_sum(answer.reshape(-1, answer.shape[-1]), targets, objective)
 
 

@@ -105,7 +105,6 @@ ZERO_HANDED_ON = frozenset(
     {
         "allgather_bucket_size",
         "allgather_partitions",
-        "compute_grad_norm",
         "contiguous_gradients",
         "enable_sanity_checks",
         "ignore_unused_parameters",
@@ -144,6 +143,7 @@ ZERO_HANDED_ON = frozenset(
     }
 )
 ZERO_REFUSED = {
+    "compute_grad_norm": "the norm of the gradients is always clipped by spec.training.maxGradNorm, and reported",
     "cpu_offload": _OFFLOADING,
     "cpu_offload_param": _OFFLOADING,
     "cpu_offload_use_pin_memory": _OFFLOADING,
@@ -197,6 +197,7 @@ _SECTIONS: dict[str, tuple[frozenset[str], dict[str, str]]] = {
     "data_types": (DATA_TYPES_HANDED_ON, DATA_TYPES_REFUSED),
 }
 _FACTORED = frozenset({"adafactor", "adalomo", "came", "galore", "galoreadamw", "shampoo", "sm3", "soap"})
+_ON_BY_DEFAULT = frozenset({"compute_grad_norm", "load_from_fp32_weights"})  # what says so changes nothing
 # With `enabled: false` they change nothing.
 _SWITCHED = frozenset(
     {
@@ -274,7 +275,9 @@ def _unknown(key: str, known: Iterable[str]) -> str:
 
 
 def _is_off(key: str, value: Any) -> bool:
-    """What says that it is switched off changes nothing."""
+    """Whether it says what is so without it: that changes nothing."""
+    if key in _ON_BY_DEFAULT:
+        return value in (None, True, "auto")
     if not isinstance(value, Mapping):
         return value in (None, False, "auto")
     return key in _SWITCHED and value.get("enabled") is False

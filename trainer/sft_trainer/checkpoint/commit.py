@@ -24,13 +24,12 @@ from sft_trainer.config import CheckpointFact
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
 from sft_trainer.errors import VolumeFull, classify
-from sft_trainer.layout import JobFolder
+from sft_trainer.layout import REPLACED, STAGING, JobFolder
 
 logger = logging.getLogger(__name__)
 
 ENGINE_TAG = "engine"  # subdirectory with DeepSpeed's files
 POINTER = "latest.json"
-STAGING = ".staging-"
 _NOTHING_LEFT = 1 << 20  # bytes
 _MARGIN = 1.05  # of the expected size, which must be free
 
@@ -91,7 +90,7 @@ class Store:
         fence.check(self.folder.fence, self.fence)
         final = self.folder.checkpoints / f"step-{saved.step}"
         if final.exists():  # resumed before it, from an older one: replaced, never merged
-            final.rename(staging.with_name(f"{staging.name}-replaced"))
+            final.rename(staging.with_name(f"{staging.name}{REPLACED}"))
         staging.rename(final)
         sync_directory(self.folder.checkpoints)
         pointer = {"name": final.name, "step": saved.step}

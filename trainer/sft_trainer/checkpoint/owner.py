@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from sft_trainer.checkpoint.files import sync_directory, write_atomically
 from sft_trainer.config import Report
 from sft_trainer.errors import UserError
-from sft_trainer.layout import JobFolder
+from sft_trainer.layout import REPLACED, STAGING, JobFolder
 
 
 class Owner(Report):
@@ -84,7 +84,8 @@ def judge(folder: JobFolder, mine: Owner, on_existing: Literal["Resume", "Fail",
 
 
 def _has_work(folder: JobFolder) -> bool:
-    return folder.export.exists() or any(folder.checkpoints.glob("step-*"))
+    whole = ("step-*", f"{STAGING}*{REPLACED}")  # see resume.remove_staged
+    return folder.export.exists() or any(any(folder.checkpoints.glob(one)) for one in whole)
 
 
 def take(folder: JobFolder, mine: Owner, action: Action, now: str) -> None:

@@ -12,13 +12,14 @@ from typing import NamedTuple
 from sft_trainer import optimizers
 from sft_trainer.batches import Plan
 from sft_trainer.checkpoint import manifest, reshard, state
-from sft_trainer.checkpoint.commit import ENGINE_TAG, STAGING, fact, steps
+from sft_trainer.checkpoint.commit import ENGINE_TAG, fact, steps
+from sft_trainer.checkpoint.files import sync_directory
 from sft_trainer.checkpoint.state import TrainerState
 from sft_trainer.config import CheckpointFact, TrainConfig
 from sft_trainer.distributed import World
 from sft_trainer.engine import Engine
 from sft_trainer.errors import Crash, TrainerError, UserError
-from sft_trainer.layout import shown
+from sft_trainer.layout import REPLACED, STAGING, shown
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,13 @@ def facts(checkpoints: Path) -> list[CheckpointFact]:
 
 
 def remove_staged(checkpoints: Path) -> None:
-    """Remove what a run that died while saving has left."""
+    """Remove what a run that died while saving has left, but for a checkpoint that nothing has replaced yet."""
+    for path in checkpoints.glob(f"{STAGING}*{REPLACED}"):
+        name = path.name.removesuffix(REPLACED).removeprefix(STAGING).partition("-")[2]
+        if not (checkpoints / name).exists():
+            logger.info("putting %s back: the run that was to replace it ended before it had", name)
+            path.rename(checkpoints / name)
+            sync_directory(checkpoints)
     for path in checkpoints.glob(f"{STAGING}*"):
         logger.info("removing %s, left by a run that ended while saving", path.name)
         shutil.rmtree(path, ignore_errors=True)

@@ -44,6 +44,7 @@ class TrainerState(Report):
     learning_rate: float
     loss: float | None
     history: History = History()
+    seconds_since_evaluation: float = 0.0
     time: str  # RFC 3339
 
 

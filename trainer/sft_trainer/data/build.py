@@ -21,18 +21,31 @@ logger = logging.getLogger(__name__)
 def build(recipe: Recipe, workspace: Path) -> DataFacts:
     """The facts of the token cache for this data: of the entry that is there, else of a new one."""
     opened = _open_sources(recipe.data, workspace)
-    digest = cache.key(_identity(recipe, opened))
-    entry = layout.data_cache(workspace) / digest
-    known = cache.lookup(entry)
-    if known is not None:
-        facts = DataFacts.model_validate(known["data"])
-        logger.info("the data is prepared already: %s rows in %s", f"{facts.rows:,}", facts.cache)
-        return facts
+    entry = layout.data_cache(workspace) / cache.key(_identity(recipe, opened))
+    known = _known(entry)
+    if known is None:
+        with cache.alone(entry):  # another job may have made it by then
+            known = _known(entry) or _made(recipe, opened, entry, entry.relative_to(workspace).as_posix())
+    return known
+
+
+def _made(recipe: Recipe, opened: Sequence[Opened], entry: Path, path: str) -> DataFacts:
+    """The facts of a new entry."""
     with cache.staging(entry) as directory:
         counts, lengths = Ingest(recipe, directory).run(opened)
-        facts = _facts(recipe.data, counts, lengths, digest, entry.relative_to(workspace).as_posix())
+        facts = _facts(recipe.data, counts, lengths, entry.name, path)
         document = {"data": facts.model_dump(by_alias=True), "sources": counts.by_source}
         cache.commit(directory, entry, document, [f"{split}.arrow" for split in cache.SPLITS])
+    return facts
+
+
+def _known(entry: Path) -> DataFacts | None:
+    """The facts of an entry that is there."""
+    found = cache.lookup(entry)
+    if found is None:
+        return None
+    facts = DataFacts.model_validate(found["data"])
+    logger.info("the data is prepared already: %s rows in %s", f"{facts.rows:,}", facts.cache)
     return facts
 
 

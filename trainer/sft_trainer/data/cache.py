@@ -16,9 +16,9 @@ import shutil
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,8 @@ _FACTS = "facts.json"
 _BATCH_ROWS = 4096
 _BATCH_TOKENS = 2**20
 _ABANDONED_SECONDS = 24 * 3600
+_POLL_SECONDS = 0.5
+_LOG_SECONDS = 30.0
 
 
 class Split:
@@ -136,20 +138,39 @@ def key(parts: Iterable[bytes]) -> str:
 
 
 def lookup(entry: Path) -> dict[str, Any] | None:
-    """The facts of a finished entry, if every file in it is what was written; a damaged one is removed."""
+    """The facts of a finished entry, if every file in it is what was written; a damaged one is removed.
+
+    OSError for a volume that fails, which says nothing about the entry; other jobs may be reading it.
+    """
     uses.touch(entry)
+    try:
+        seen = _signature(entry)
+    except FileNotFoundError:
+        return None
     try:
         facts: dict[str, Any] = json.loads((entry / _FACTS).read_text(encoding="utf-8"))
         if all(_fingerprint(entry / name) == stated for name, stated in facts["files"].items()):
             return facts
-    except FileNotFoundError:
-        if not entry.exists():
-            return None
-    except (OSError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):
         pass
     logger.warning("the cache entry %s is damaged; preparing it again", entry.name)
-    shutil.rmtree(entry, ignore_errors=True)
+    _remove(entry, seen)
     return None
+
+
+def _signature(entry: Path) -> tuple[int, int]:
+    found = entry.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def _remove(entry: Path, seen: tuple[int, int]) -> None:
+    """Remove the entry that was `seen`; one that another writer has put in its place meanwhile stays."""
+    aside = _beside(entry)
+    with suppress(FileNotFoundError):
+        entry.rename(aside)
+        if _signature(aside) != seen:
+            publish(aside, entry)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
@@ -157,7 +178,7 @@ def staging(entry: Path) -> Iterator[Path]:
     """A fresh directory beside `entry`, removed again unless `commit` has moved it away."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(entry.parent)
-    directory = entry.parent / f".{entry.name}.{uuid.uuid4().hex[:8]}"
+    directory = _beside(entry)
     directory.mkdir()
     try:
         yield directory
@@ -165,26 +186,40 @@ def staging(entry: Path) -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def _beside(entry: Path) -> Path:
+    return entry.with_name(f".{entry.name}.{uuid.uuid4().hex[:8]}")
+
+
 @contextmanager
 def alone(entry: Path) -> Iterator[bool]:
-    """Hold the lock of `entry`, so that jobs which start together fetch a model once; whether it is held.
+    """Hold the lock of `entry`, so that jobs which start together make it once; whether it is held.
 
-    It dies with the process, and on a network file system with its node: no pid and no clock is looked at, which
-    would mean nothing on another node. A volume without locks is used without: then the work may be done twice,
-    and the rename decides.
+    It is the kernel's: it ends with the process, however that ends, and on NFS 4 with the lease of a node that is
+    gone; no pid and no clock is looked at, which would mean nothing on another node. A volume without locks is used
+    without: then the work may be done twice, and the rename decides.
     """
     entry.parent.mkdir(parents=True, exist_ok=True)
-    is_held = True
     with entry.with_name(f".{entry.name}.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another job that prepares the same ...")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as exc:
-            logger.warning("the volume has no file locks (%s)", exc)
-            is_held = False
+        began = told = time.monotonic()
+        while (is_held := _locked(handle)) is None:
+            if told == began or time.monotonic() - told >= _LOG_SECONDS:
+                told = time.monotonic()
+                name = f"{entry.parent.name}/{entry.name}"
+                logger.info("waiting for another job that prepares %s, %.0f s so far", name, told - began)
+            time.sleep(_POLL_SECONDS)
         yield is_held
+
+
+def _locked(handle: IO[str]) -> bool | None:
+    """Whether the lock is ours; None while it is another's. False: the volume has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError as exc:
+        logger.warning("the volume has no file locks (%s)", exc)
+        return False
+    return True
 
 
 def commit(directory: Path, entry: Path, facts: dict[str, Any], files: Sequence[str]) -> None:
