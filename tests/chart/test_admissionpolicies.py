@@ -10,7 +10,7 @@ from sftjob_operator.api.v1alpha1 import Workers
 
 EVERYTHING = {
     "maxNodes": 4, "maxGPUsPerNode": 8, "maxGPUs": 16, "extendedResources": ["rdma/hca"],
-    "images": ["registry.example.com/ml/"], "modelUris": ["hf://acme/"],
+    "images": ["registry.example.com/ml/"], "sources": ["hf://acme/"],
 }  # fmt: skip
 TEMPLATE = ("--show-only", "templates/admissionpolicies.yaml")
 
@@ -52,18 +52,20 @@ def test_jobs_are_checked_when_they_come_and_when_they_change():
 def test_a_limit_checks_what_it_names_and_nothing_else(name: str):
     checks = policies(**{name: EVERYTHING[name]})["sftjob-x"]["validations"]
     # with a limit of GPUs come the resources by which they could be had past gpusPerNode
-    assert len(checks) == (2 if name.startswith("maxGPUs") else 1)
+    # and sources are those of the model and of the data
+    assert len(checks) == (2 if name.startswith("maxGPUs") or name == "sources" else 1)
     assert all("message" in check or "messageExpression" in check for check in checks)
 
 
 def test_a_limit_that_scaling_cannot_exceed_has_no_policy_for_it():
-    assert policies(images=[], modelUris=[], maxGPUsPerNode=8).keys() == {"sftjob-x"}
+    assert policies(images=[], sources=[], maxGPUsPerNode=8).keys() == {"sftjob-x"}
 
 
 def test_an_empty_list_allows_nothing_and_says_so():
-    (images, models) = policies(images=[], modelUris=[])["sftjob-x"]["validations"]
+    (images, models, data) = policies(images=[], sources=[])["sftjob-x"]["validations"]
     assert images["expression"] == 'variables.image == "" || false'
     assert models["expression"] == 'variables.modelUri == "" || false'
+    assert data["expression"] == "variables.dataUris.all(uri, false)"
     assert images["messageExpression"].endswith('not allowed here: leave it out"')
 
 
@@ -117,7 +119,7 @@ def test_a_limit_can_first_only_be_told_of():
         ({"maxnodes": 4}, "maxnodes"),
         ({"maxNodes": "4"}, "maxNodes"),
         ({"images": ["registry.example.com"]}, "images"),
-        ({"modelUris": ["acme/"]}, "modelUris"),
+        ({"sources": ["acme/"]}, "sources"),
         ({"extendedResources": ["gpu"]}, "extendedResources"),
         ({"maxNodes": 4, "namespaceSelector": {"team": "research"}}, "team"),
     ],

@@ -32,7 +32,7 @@ from sftjob_operator.desired.podsecurity import violation
 DOCS = CHART.parents[1] / "docs" / "install.md"
 SUPPORTED = ("1.31", "1.32", "1.33", "1.34")
 LIMITS = {
-    "maxNodes": 4, "maxGPUsPerNode": 8, "maxGPUs": 16, "extendedResources": [], "images": ["a/b/"], "modelUris": [],
+    "maxNodes": 4, "maxGPUsPerNode": 8, "maxGPUs": 16, "extendedResources": [], "images": ["a/b/"], "sources": [],
     "namespaceSelector": {"matchLabels": {"a": "b"}}, "validationActions": ["Warn", "Audit"],
 }  # fmt: skip
 EVERYTHING = (

@@ -20,7 +20,7 @@ LIMITS = {
     "maxGPUs": 16,
     "extendedResources": ["rdma/hca"],
     "images": ["registry.example.com/ml/", "registry.example.com/base/trainer"],
-    "modelUris": ["hf://acme/", "hf://bigco/one"],
+    "sources": ["hf://acme/", "hf://bigco/one", "s3://chats/"],
 }
 
 
@@ -85,8 +85,9 @@ def limited(kube: Kube, crd: None) -> Iterator[Kube]:
         sftjob(workers={"resources": {"limits": {"rdma/hca": 1, "cpu": "4", "memory": "8Gi"}}}),
         sftjob(model={"uri": "hf://acme/base@main"}),
         sftjob(model={"uri": "hf://bigco/one@main"}),
+        sftjob(data={"train": [{"uri": "s3://chats/a.jsonl"}, {"path": "b.jsonl"}]}),
     ],
-    ids=["minimal", "4 x 4", "2 x 8", "image below", "image named", "resources", "model below", "model named"],
+    ids=["minimal", "4 x 4", "2 x 8", "image below", "image named", "resources", "model below", "model named", "data"],
 )  # fmt: skip
 def test_what_keeps_to_the_limits_is_accepted(limited: Kube, job: dict[str, Any]):
     assert answer(limited, job) == ""
@@ -108,6 +109,10 @@ def test_what_keeps_to_the_limits_is_accepted(limited: Kube, job: dict[str, Any]
         (sftjob(model={"uri": "hf://acme-evil/base"}),
          "spec.model.uri: hf://acme-evil/base is not allowed here: use spec.model.path, or one of hf://acme/"),
         (sftjob(model={"uri": "hf://bigco/one-more"}), "spec.model.uri"),
+        (sftjob(data={"train": [{"uri": "s3://chats/a"}, {"uri": "s3://chats-evil/b"}]}),
+         "spec.data: s3://chats-evil/b is not allowed here: use path, or one of hf://acme/"),
+        (sftjob(data={"train": [{"path": "a"}], "eval": {"sources": [{"uri": "https://elsewhere.example/c.jsonl"}]}}),
+         "spec.data: https://elsewhere.example/c.jsonl is not allowed"),
     ],
     ids=["nodes", "GPUs a node", "GPUs", "GPUs as resources", "GPUs of prepare", "image below", "image named",
          "model below", "model named"],
