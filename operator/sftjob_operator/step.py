@@ -59,11 +59,12 @@ def step(world: World) -> Step:
     new = standing(decision.status, found).model_copy(
         update={"conditions": found, "phase": phase(found), "observed_generation": job.generation}
     )
+    pause = _until_written(old, new, world)
     return Step(
         effects=decision.effects,
-        status=as_json(_accounted(old, new, world.now)) if _is_worth_writing(old, new, world) else None,
+        status=as_json(_accounted(old, new, world.now)) if pause == 0 else None,
         events=events(old, found),
-        requeue_after=decision.requeue,
+        requeue_after=min(decision.requeue, pause) if decision.requeue and pause else decision.requeue,
     )
 
 
@@ -131,14 +132,16 @@ def as_json(status: Status) -> dict[str, Any]:
     return {key: value for key, value in dumped.items() if value != []}
 
 
-def _is_worth_writing(old: Status, new: Status, world: World) -> bool:
+def _until_written(old: Status, new: Status, world: World) -> float | None:
+    """Seconds until `new` may be written: 0 = now. None where nothing is new."""
     if old == new:
-        return False
+        return None
     written = parse_time(old.progress.last_updated_time) if old.progress else None
     if written is None or _essence(old) != _essence(new):
-        return True
+        return 0.0
     waited = (world.now - written).total_seconds()
-    return not 0 <= waited < world.settings.status_seconds * _jitter(world.job)
+    pause = world.settings.status_seconds * _jitter(world.job)
+    return pause - waited if 0 <= waited < pause else 0.0
 
 
 def _jitter(job: SFTJob) -> float:
