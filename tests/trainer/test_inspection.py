@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import tiny
-from preparing import CHAT, chat
+from preparing import CHAT, Room, chat
 from sft_trainer import inspection
 from sftjob_operator.cli import data
 from sftjob_operator.cli.app import app
@@ -45,7 +45,7 @@ def found(files: list[str], capsys: pytest.CaptureFixture[str], *more: str) -> d
 
 
 def test_rows_are_counted_as_a_job_would(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    made = found(files, capsys)
+    made = found(files, capsys, "--deduplicate", "Exact")
     assert {key: made[key] for key in ("read", "rows", "truncatedRows", "droppedRows")} == {
         "read": 6,
         "rows": 3,
@@ -59,10 +59,38 @@ def test_rows_are_counted_as_a_job_would(files: list[str], capsys: pytest.Captur
     assert (made["packs"], made["tokens"], made["supervisedTokens"]) == (2, 2 * 28 + 64, 2 * 6 + 64 - 20)
 
 
+@pytest.mark.parametrize("deduplicate", [None, "Exact"])
+def test_counts_are_those_of_a_job_with_the_same_settings(
+    deduplicate: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    room = Room(tmp_path, monkeypatch)
+    asked = [{"talk": row["messages"], "messages": "other"} for row in (CHAT, CHAT, chat("a", "y" * 99))]
+    path = room.write("datasets/chats.jsonl", *asked)
+    source = {
+        "name": "0",
+        "path": "datasets/chats.jsonl",
+        "format": "Messages",
+        "columns": {"messages": "talk"},
+    }
+    more = {"deduplicate": deduplicate} if deduplicate else {}
+    outcome = room.run(train=[source], maxLength=64, **more)
+    assert outcome.prepare is not None, outcome.message
+    job = json.loads(outcome.prepare.data.to_json())
+    model = str(room.workspace / "models" / "tiny")
+    options = ["--model", model, "--max-length", "64", "--format", "Messages", "--column", "messages=talk"]
+    made = found([str(path), *options], capsys, *(["--deduplicate", deduplicate] if deduplicate else []))
+    names = ("rows", "tokens", "supervisedTokens", "truncatedRows", "droppedRows", "duplicateRows", "packs")
+    assert {name: made[name] for name in names} == {name: job.get(name, 0) for name in names}
+    assert made["rows"] == (2 if deduplicate else 3)
+
+
 def test_a_row_is_shown_in_pieces_that_count_alike(
     files: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = found(files, capsys, "--row", "2")["row"]
+    row = found(files, capsys, "--row", "2", "--deduplicate", "Exact")["row"]
     assert [(piece["text"], piece["weight"]) for piece in row["pieces"]] == [
         ("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", 0),
         ("hello<|im_end|>", 2.5),
@@ -72,7 +100,7 @@ def test_a_row_is_shown_in_pieces_that_count_alike(
 
 @pytest.mark.parametrize(
     ("more", "words"),
-    [(["--row", "9"], "--row 9: there are rows 1 to 3"), (["--template", "/nowhere.jinja"], "was not found")],
+    [(["--row", "9"], "--row 9: there are rows 1 to 4"), (["--template", "/nowhere.jinja"], "was not found")],
     ids=["row", "template"],
 )
 def test_what_cannot_be_shown_is_one_sentence(
@@ -106,5 +134,5 @@ def test_the_command_shows_it_all(files: list[str]) -> None:
     for words in ("rows", "of 6 read, Messages", "a.jsonl line 2: expected", "≤", "p50", "«hello<|im_end|>»"):
         assert words in done.output
     as_json = CliRunner().invoke(app, ["data", "inspect", *files, "-o", "json"])
-    assert json.loads(as_json.output)["rows"] == 3
+    assert json.loads(as_json.output)["rows"] == 4
     assert CliRunner().invoke(app, ["data", "inspect", "/nowhere", *files]).exit_code == 2

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import chat_templates as T
 from preparing import CHAT, Room, chat
 from sft_trainer import prepare
 from sft_trainer.config import DataFacts, Outcome, Prepared
-from sft_trainer.data import cache
+from sft_trainer.data import cache, template
 
 
 @pytest.fixture
@@ -333,6 +334,24 @@ def test_a_damaged_entry_is_made_again(room: Room) -> None:
 def test_other_settings_are_another_entry(room: Room, change: dict[str, Any]) -> None:
     room.write("datasets/chats.jsonl", *[chat(f"{i}", "x") for i in range(20)])
     assert facts(room.run()).hash != facts(room.run(**change)).hash
+
+
+def test_a_template_that_writes_the_date_gives_another_entry_on_another_day(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.write("datasets/chats.jsonl", CHAT)
+    room.write("dated.jinja", "{{ strftime_now('%d %H') }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    undated, dated = (
+        {"path": "models/tiny"} | more for more in ({}, {"chatTemplate": {"path": "dated.jinja"}})
+    )
+    hashes = []
+    for day in (1, 1, 2):
+        monkeypatch.setattr(template, "_today", lambda day=day: datetime(2026, 1, day))
+        hashes.append([facts(room.run(model=model)).hash for model in (undated, dated)])
+    assert hashes[0] == hashes[1]
+    assert hashes[1][0] == hashes[2][0]
+    assert hashes[1][1] != hashes[2][1]
+    assert room.texts(room.cache(room.main()).train)[0][0].startswith("02 00hi")
 
 
 def test_other_content_template_or_tokenizer_is_another_entry(room: Room) -> None:

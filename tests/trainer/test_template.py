@@ -34,6 +34,11 @@ def test_helpers_of_transformers_are_there() -> None:
     assert ChatTemplate(source).render(MESSAGES).text == '{"ü": "<b>"}%'
 
 
+def test_arguments_of_tojson_are_in_transformers_order() -> None:
+    source = "{{ {'ü': [1], 'a': 2} | tojson(True, none, (',', ':'), True) }}{{ [1] | tojson(indent=1) }}"
+    assert ChatTemplate(source).render(MESSAGES).text == '{"a":2,"\\u00fc":[1]}[\n 1\n]'
+
+
 @pytest.mark.parametrize(
     "source",
     [

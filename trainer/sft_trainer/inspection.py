@@ -14,14 +14,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from sft_trainer.config import ChatTemplate, DataConfig, DataSource
+from sft_trainer.config import ChatTemplate, DataConfig, DataFormat, DataSource
 from sft_trainer.data import finding, packing, tokenizer
 from sft_trainer.data.cache import Split
 from sft_trainer.data.ingest import Ingest, Recipe
+from sft_trainer.data.sources import Opened
 from sft_trainer.data.tokenizer import Tokenizer
 from sft_trainer.errors import TrainerError, UserError, classify
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the findings to stdout; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        found = inspect(options.files, _recipe(options), options.row)
+        found = inspect(_opened(options), _recipe(options), options.row)
     except (TrainerError, OSError) as error:
         failure = classify(error)
         sys.stderr.write(f"{failure.message}\n")
@@ -43,13 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def inspect(files: Sequence[Path], recipe: Recipe, number: int) -> dict[str, Any]:
-    """Counts, lengths and packs of all rows, and row `number` (from one) of those that would be trained on."""
-    root = Path(os.path.commonpath([path.resolve().parent for path in files]))
-    opened = [
-        finding.find(f"train[{i}]", DataSource(name=str(i), path=str(path.resolve().relative_to(root))), root)
-        for i, path in enumerate(files)
+def _opened(options: argparse.Namespace) -> list[Opened]:
+    paths = [path.resolve() for path in options.files]
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    how = {"format": options.format, "columns": dict(options.column)}
+    return [
+        finding.find(f"train[{i}]", DataSource(name=str(i), path=str(path.relative_to(root)), **how), root)
+        for i, path in enumerate(paths)
     ]
+
+
+def inspect(opened: Sequence[Opened], recipe: Recipe, number: int) -> dict[str, Any]:
+    """Counts, lengths and packs of all rows, and row `number` (from one) of those that would be trained on."""
     with tempfile.TemporaryDirectory() as folder:
         counts, lengths = Ingest(recipe, Path(folder)).run(opened)
         if not 1 <= number <= len(lengths):
@@ -126,9 +132,16 @@ def _recipe(options: argparse.Namespace) -> Recipe:
         loss_on=options.loss_on,
         on_too_long="Truncate",
         on_invalid_row="Skip",
-        deduplicate="Exact",
+        deduplicate=options.deduplicate,
     )
     return Recipe(data, words, template, _ANY_TOKEN)
+
+
+def _column(text: str) -> tuple[str, str]:
+    ours, separator, yours = text.partition("=")
+    if not (ours and separator and yours):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form OURS=YOURS")
+    return ours, yours
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -141,5 +154,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--min-length", type=int)
     parser.add_argument("--loss-on", default="Assistant", choices=["Assistant", "LastAssistant", "AllTokens"])
+    parser.add_argument("--format", default="Auto", choices=get_args(DataFormat))
+    parser.add_argument(
+        "--column", type=_column, action="append", default=[], help="OURS=YOURS, as in data.train[].columns"
+    )
+    parser.add_argument("--deduplicate", default="None", choices=["None", "Exact"])
     parser.add_argument("--row", type=int, default=1, help="which row is shown")
     return parser

@@ -136,13 +136,24 @@ def inspect_data(
     loss_on: Annotated[
         Literal["Assistant", "LastAssistant", "AllTokens"], typer.Option(help="As data.lossOn.")
     ] = "Assistant",
+    form: Annotated[
+        Literal["Auto", "Messages", "ShareGPT", "Alpaca", "PromptCompletion", "PromptChosen"],
+        typer.Option("--format", help="As data.train[].format."),
+    ] = "Auto",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="OURS=YOURS, as in data.train[].columns; may be given again.", show_default=False),
+    ] = None,
+    deduplicate: Annotated[Literal["None", "Exact"], typer.Option(help="As data.deduplicate.")] = "None",
     row: Annotated[int, typer.Option(help="The row that is shown, counted from 1.", min=1)] = 1,
     output: Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="Form.")] = "text",
 ) -> None:
     """Show what a job would make of data: counts, lengths, and a row with the tokens that carry loss."""
     from sftjob_operator.cli import data as command
 
-    options = command.Options(files, model, template, max_length, min_length, loss_on, row)
+    options = command.Options(
+        files, model, template, max_length, min_length, loss_on, form, column or [], deduplicate, row
+    )
     command.inspect(options, output == "json", console())
 
 

@@ -34,13 +34,18 @@ class Options:
     max_length: int
     min_length: int | None
     loss_on: str
+    format: str
+    columns: Sequence[str]
+    deduplicate: str
     row: int
 
     def arguments(self) -> list[str]:
         """As the trainer takes them."""
         more = ["--template", self.template] if self.template else []
         more += ["--min-length", str(self.min_length)] if self.min_length else []
+        more += [word for column in self.columns for word in ("--column", column)]
         settings = ["--max-length", str(self.max_length), "--loss-on", self.loss_on, "--row", str(self.row)]
+        settings += ["--format", self.format, "--deduplicate", self.deduplicate]
         return ["--model", str(self.model), *settings, *more, "--", *map(str, self.files)]
 
 
@@ -85,7 +90,7 @@ def _counts(found: Findings) -> Table:
         ("truncated", found["truncatedRows"], f"longer than {found['maxLength']:,} tokens"),
         ("dropped", found["droppedRows"], "without a supervised token"),
         ("short", found["shortRows"], f"left out, of less than {found['minLength']} tokens"),
-        ("duplicates", found["duplicateRows"], "left out here; by a job with data.deduplicate: Exact"),
+        ("duplicates", found["duplicateRows"], "left out"),
         ("invalid", found["invalidRows"], "left out here; by a job with data.onInvalidRow: Skip"),
         ("sequences", found["packs"], f"of {found['maxLength']:,} tokens, {found['fillPercent']} % full"),
     ]

@@ -70,6 +70,7 @@ def _identity(recipe: Recipe, opened: Sequence[Opened]) -> Iterator[bytes]:
     yield f"{data.eval.split_percent if data.eval else None}".encode()
     yield hashlib.sha256(recipe.tokenizer.content).digest()
     yield recipe.template.source.encode()
+    yield f"{recipe.template.today if recipe.template.uses('strftime_now') else None}".encode()
     yield repr(sorted(recipe.tokenizer.special_tokens.items())).encode()
 
 

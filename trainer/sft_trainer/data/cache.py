@@ -29,7 +29,7 @@ from sft_trainer.data.rows import Rows, joined
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 4  # part of the hash: raise it whenever the same input would give other tokens
+FORMAT_VERSION = 5  # part of the hash: raise it whenever the same input would give other tokens
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),

@@ -24,6 +24,7 @@ from sft_trainer.config import DataConfig
 from sft_trainer.data import cache, content, formats
 from sft_trainer.data.ahead import Ahead
 from sft_trainer.data.counts import Counts, refuse_useless
+from sft_trainer.data.digests import Digests
 from sft_trainer.data.formats import Conversation, FormatError, RowError
 from sft_trainer.data.likeliest import Likeliest
 from sft_trainer.data.rows import Rows
@@ -69,7 +70,7 @@ class Ingest:
         self._writer = cache.Writer(directory)
         self._counts = Counts()
         self._lengths = array("i")
-        self._seen: set[bytes] = set()
+        self._seen = Digests()
         self._likeliest = Likeliest()
         self._logged = time.monotonic()
         self._split_percent = recipe.data.eval.split_percent if recipe.data.eval else None
@@ -192,9 +193,7 @@ class Ingest:
     def _is_duplicate(self, conversation: Conversation, words: bytes) -> bool:
         if self._recipe.data.deduplicate == "None":
             return False
-        identity = content.identity(conversation, words)
-        is_known = identity in self._seen
-        self._seen.add(identity)
+        is_known = not self._seen.add(content.identity(conversation, words))
         self._counts.duplicates += is_known
         return is_known
 

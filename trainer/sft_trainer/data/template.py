@@ -71,7 +71,8 @@ class _Generation(jinja2.ext.Extension):
 class ChatTemplate:
     """One compiled template with the special tokens that it may name (bos_token, eos_token, …).
 
-    `tokens` are all texts which the tokenizer takes as one token, those and what it calls added tokens.
+    `tokens` are all texts which the tokenizer takes as one token, those and what it calls added tokens. Its clock stands
+    still at the beginning of `today`: what is rendered over midnight is of one day.
     """
 
     def __init__(
@@ -83,9 +84,10 @@ class ChatTemplate:
         """Compile `source`; TemplateError if it is not valid jinja, or computes too much before any row is there."""
         self.source = source
         self._special_tokens = dict(special_tokens or {})
+        self.today = _today()
         self.tokens = frozenset({*self._special_tokens.values(), *added_tokens} - {""})
         try:
-            self._environment = _environment()
+            self._environment = _environment(self.today)
             self._template = self._environment.from_string(source)
         except jinja2.TemplateSyntaxError as exc:
             raise TemplateError(f"line {exc.lineno}: {exc.message}") from exc
@@ -110,7 +112,7 @@ class ChatTemplate:
     def with_filters(self, known: Collection[str], other: Callable[..., Any]) -> ChatTemplate:
         """The same template, in which every filter that is not `known` is `other`."""
         made = copy.copy(self)
-        made._environment = _environment()
+        made._environment = _environment(self.today)
         made._environment.optimized = False  # which would run them on constants
         filters = made._environment.filters
         filters.update({name: other for name in filters if name not in known and name not in OWN_FILTERS})
@@ -158,19 +160,31 @@ def _unmark(marked: str) -> Rendering:
     return Rendering("".join(pieces), tuple(spans))
 
 
-def _environment() -> BoundedEnvironment:
+def _today() -> datetime:
+    return datetime.now().replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def _environment(today: datetime) -> BoundedEnvironment:
     environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = measured("tojson", _to_json)
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = today.strftime
     return environment
 
 
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False, **options: Any) -> str:
-    """Plain JSON: jinja's own filter would escape for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Plain JSON, its arguments in transformers' order: jinja's own filter would escape for HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message: str) -> None:
