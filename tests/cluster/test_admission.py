@@ -115,7 +115,7 @@ def test_what_keeps_to_the_limits_is_accepted(limited: Kube, job: dict[str, Any]
          "spec.data: https://elsewhere.example/c.jsonl is not allowed"),
     ],
     ids=["nodes", "GPUs a node", "GPUs", "GPUs as resources", "GPUs of prepare", "image below", "image named",
-         "model below", "model named"],
+         "model below", "model named", "data", "held out data"],
 )  # fmt: skip
 def test_what_exceeds_a_limit_is_refused_with_field_and_limit(limited: Kube, job: dict[str, Any], words: str):
     said = answer(limited, job)
