@@ -6,6 +6,7 @@ is looked at again after `requeue_after` seconds (None: something will happen to
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -132,16 +133,19 @@ def as_json(status: Status) -> dict[str, Any]:
     return {key: value for key, value in dumped.items() if value != []}
 
 
-def _until_written(old: Status, new: Status, world: World) -> float | None:
-    """Seconds until `new` may be written: 0 = now. None where nothing is new."""
+def _until_written(old: Status, new: Status, world: World) -> int | None:
+    """Whole seconds until `new` may be written: 0 = now. None where nothing is new.
+
+    Rounded up: a fraction that is left would be looked at again before the clock has moved, and again.
+    """
     if old == new:
         return None
     written = parse_time(old.progress.last_updated_time) if old.progress else None
     if written is None or _essence(old) != _essence(new):
-        return 0.0
+        return 0
     waited = (world.now - written).total_seconds()
     pause = world.settings.status_seconds * _jitter(world.job)
-    return pause - waited if 0 <= waited < pause else 0.0
+    return math.ceil(pause - waited) if 0 <= waited < pause else 0
 
 
 def _jitter(job: SFTJob) -> float:
