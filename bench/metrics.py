@@ -2,8 +2,8 @@
 
 Scrapes: a real launcher with eight ranks that write all their metrics ten times a second, as in a training of very short
 steps. Training: a real one of two ranks in which every call of the metrics is timed on its own thread's CPU clock, so the
-share is of one and the same run, and a busy machine distorts it little. With and without: another one in which every other
-step is made without metrics, so that what changes with time changes both alike; tokens/s need a quiet machine.
+share is of one and the same run, and a busy machine distorts it little. With and without: another one in which two
+steps in four are made without metrics, so that what changes with time changes both alike; tokens/s need a quiet machine.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def step(self, **words):
     now = time.perf_counter()
     if last is not None and words["step"] > 4:  # warm by then
         found[last[1]].append(words["tokens"] / (now - last[0]))
-    last = now, ("with", "without")[words["step"] % 2]
+    last = now, ("with", "without")[words["step"] // 2 % 2]  # evaluations and checkpoints, every tenth, fall to both
     if last[1] == "with":
         count(self, **words)
 Metrics.step = step
