@@ -21,7 +21,7 @@ mount --bind "$root" "$root"
 mount --rbind /dev "$root/dev"; mount -t proc proc "$root/proc"; mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 [ -z "$workspace" ] || mount --bind "$workspace" "$root/mnt"
 mount -o remount,bind,ro "$root"
-exec chroot --userspec="$user:0" --skip-chdir "$root" "$@"
+exec chroot --userspec="$user:0" "$root" "$@"
 """
 
 
