@@ -14,12 +14,11 @@ from sftjob_operator.api.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_ROLE, ROLE
 from sftjob_operator.cli import jobs, table, volume
 from sftjob_operator.cli.errors import UNKNOWN, CliError
 from sftjob_operator.cli.place import Place, Where, opened
-from sftjob_operator.cluster.base import ClusterError, Manifest, Ref, Rejected, ref_of
+from sftjob_operator.cluster.base import ClusterError, Manifest, Ref, ref_of
+from sftjob_operator.cluster.patience import Patience
 from sftjob_operator.observe import OVER
 
 LOOK_SECONDS = 1.0
-PATIENCE = 5
-"""Looks in a row that may fail."""
 _INDEX = "batch.kubernetes.io/job-completion-index"
 
 
@@ -138,7 +137,7 @@ class _Follower:
         self._ignored: set[Ref] | None = None
         """Pods of before that are not wanted; None until there are any pods."""
         self._waits_for = ""
-        self._failures = 0
+        self._patience = Patience()
 
     async def run(self) -> None:
         try:
@@ -150,15 +149,12 @@ class _Follower:
                 task.cancel()
 
     async def _patient_look(self) -> bool:
-        """Outlives an API server that is being restarted."""
         try:
             going_on = await self._look()
         except ClusterError as error:
-            self._failures += 1
-            if self._failures > PATIENCE or isinstance(error, Rejected):
-                raise
+            self._patience.bear(error)
             return True
-        self._failures = 0
+        self._patience.renew()
         return going_on
 
     async def _look(self) -> bool:

@@ -18,6 +18,7 @@ from sftjob_operator.cli.explain.story import explain
 from sftjob_operator.cli.place import Place, Where, opened
 from sftjob_operator.cli.session import now
 from sftjob_operator.cluster.base import ClusterError, Manifest, Rejected
+from sftjob_operator.cluster.patience import Patience
 from sftjob_operator.policy.running import progress_of
 from sftjob_operator.reports import read_progress
 
@@ -53,7 +54,7 @@ async def _events(place: Place, name: str) -> list[Manifest]:
 
 
 async def _until_over(place: Place, name: str, show: Show) -> Manifest:
-    failures = 0
+    patience = Patience()
     while True:
         try:
             job = await place.client.get(jobs.ref(place, name))
@@ -62,11 +63,9 @@ async def _until_over(place: Place, name: str, show: Show) -> Manifest:
             pods = logs.of_attempt(await jobs.pods(place, name), None)
             events = await _events(place, name)
             shown = await _fresh(place, job, pods)
-            failures = 0
+            patience.renew()
         except ClusterError as error:
-            failures += 1
-            if failures > logs.PATIENCE or isinstance(error, Rejected):
-                raise
+            patience.bear(error)
             await asyncio.sleep(LOOK_SECONDS)
             continue
         show(shown, events, pods)

@@ -27,11 +27,10 @@ from sftjob_operator.cluster.client import Duplex
 from sftjob_operator.cluster.connection import Connection
 from sftjob_operator.cluster.http import ApiClient, Socket
 from sftjob_operator.cluster.kubernetes import KubernetesCluster, address, collection
+from sftjob_operator.cluster.patience import Patience
 from sftjob_operator.pods import pod_trouble
 
 LOOK_SECONDS = 0.5
-PATIENCE = 5
-"""Failures in a row after which a log that breaks off is given up."""
 ATTACH = "v4.channel.k8s.io"
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _KEPT = 40  # lines of stderr
@@ -82,21 +81,22 @@ class KubernetesClient(KubernetesCluster):
         query = {"container": CONTAINER, "follow": str(follow).lower(), "timestamps": "true"}
         if tail_lines is not None:
             query["tailLines"] = str(tail_lines)
-        seen, failures = "", 0
+        seen, patience = "", Patience()
         while True:
             try:
                 async for line in self._http.lines(address(ref_of(pod)) + "/log", query):
                     time, words = _timed(line)
                     if time and time <= seen:
                         continue
-                    seen, failures = time or seen, 0
+                    seen = time or seen
+                    patience.renew()
                     yield words
             except NotFound:
                 return
             except ClusterError as error:
-                failures += 1
-                if not follow or failures > PATIENCE or isinstance(error, Rejected):
+                if not follow:
                     raise
+                patience.bear(error)
             if not follow or not await self._runs(pod):
                 return
             if seen:
