@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+from sft_trainer.checkpoint.files import size_of
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ def progress(directory: Path) -> Iterator[None]:
 
     def watch() -> None:
         while not done.wait(_LOG_SECONDS):
-            logger.info("downloaded %d MB so far", megabytes(directory))
+            logger.info("downloaded %d MB so far", size_of(directory) >> 20)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -29,12 +31,3 @@ def progress(directory: Path) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
-
-
-def megabytes(directory: Path) -> int:
-    """Of all files below `directory`."""
-    total = 0
-    for path in directory.rglob("*"):
-        with suppress(FileNotFoundError):  # renamed meanwhile
-            total += path.stat().st_size
-    return total >> 20

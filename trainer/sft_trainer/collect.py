@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_trainer import layout, uses
+from sft_trainer.checkpoint.files import size_of
 from sft_trainer.data import cache
 
 logger = logging.getLogger(__name__)
@@ -31,9 +32,8 @@ class Policy:
     """What may go."""
 
     unused_seconds: float
-    limit_bytes: int | None = (
-        None  # of all caches: beyond it also what was used later, the longest unused first
-    )
+    # Of all caches: beyond it also what was used later, the longest unused first.
+    limit_bytes: int | None = None
     checkpoints: bool = False  # those of jobs that have exported
     jobs: Collection[str] = ()  # not over yet: neither their checkpoints
     directories: Collection[str] = ()  # nor these
@@ -52,9 +52,7 @@ def find(workspace: Path, policy: Policy) -> list[Item]:
     now = uses.volume_time(_ready(workspace))
     needed = {*policy.directories, *_bases_of_adapters(workspace)}
     caches = sorted(_caches(workspace, now), key=lambda item: -item.unused_seconds)
-    over = (
-        sum(item.size for item in caches) - (policy.limit_bytes or 0) if policy.limit_bytes is not None else 0
-    )
+    over = 0 if policy.limit_bytes is None else sum(item.size for item in caches) - policy.limit_bytes
     found: list[Item] = []
     for item in caches:
         if item.path in needed or item.unused_seconds < LEAST_SECONDS:
@@ -142,13 +140,7 @@ def _bases_of_adapters(workspace: Path) -> set[str]:
 
 
 def _item(workspace: Path, path: Path, now: float) -> Item:
-    return Item(path.relative_to(workspace).as_posix(), _size(path), now - _used(path))
-
-
-def _size(path: Path) -> int:
-    return sum(
-        os.lstat(os.path.join(root, name)).st_size for root, _, names in os.walk(path) for name in names
-    )
+    return Item(path.relative_to(workspace).as_posix(), size_of(path), now - _used(path))
 
 
 def _used(path: Path) -> float:

@@ -57,9 +57,8 @@ def document(path: Path, reason: str) -> Any:
     try:
         return parsed(words)
     except ValueError as exc:
-        said = str(exc).partition(";")[
-            0
-        ]  # of too many digits Python says which of its functions raises the limit
+        # Of too many digits Python says, behind a semicolon, which of its functions raises the limit.
+        said = str(exc).partition(";")[0]
         raise UserError(
             reason, f"{layout.shown(path)} is not valid JSON: {said}; copy it from the model again"
         ) from exc

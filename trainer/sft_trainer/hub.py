@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_trainer import layout, uses
-from sft_trainer.arrival import megabytes, progress
+from sft_trainer.arrival import progress
+from sft_trainer.checkpoint.files import size_of
 from sft_trainer.data import cache
 from sft_trainer.errors import Network, TrainerError, UserError
 
@@ -94,8 +95,7 @@ def _download(reference: Reference, commit: str, entry: Path) -> None:
     for path in partial.iterdir():
         cache.sync(path)
     cache.publish(partial, entry)
-    shutil.rmtree(partial, ignore_errors=True)  # still there only if another writer was faster
-    logger.info("downloaded %s: %d MB", reference, megabytes(entry))
+    logger.info("downloaded %s: %d MB", reference, size_of(entry) >> 20)
 
 
 def _api() -> Any:

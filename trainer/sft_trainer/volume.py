@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import base64
 import functools
+import io
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sft_trainer import collect, layout
 from sft_trainer.checkpoint import manifest
@@ -94,23 +95,20 @@ class Desk:
         """{path}: its size, then its bytes in base64."""
         path = self._path(str(request["path"]))
         with path.open("rb") as file:
-            yield {"size": os.fstat(file.fileno()).st_size}
-            while data := file.read(_CHUNK):
-                yield {"data": base64.b64encode(data).decode()}
+            yield from _pieces(file, os.fstat(file.fileno()).st_size)
 
     def _report(self, request: Request) -> Iterator[Answer]:
         """{job}: the page about it as it stands now, as `file` would answer; nothing is written."""
-        from sft_trainer.report import collect, page
+        from sft_trainer.report import page
+        from sft_trainer.report.collect import collect as material_of
 
         folder = layout.JobFolder.of(self._workspace, str(request["job"]))
         self._path(folder.root.relative_to(self._workspace).as_posix())
-        material = collect.collect(folder.root)
+        material = material_of(folder.root)
         if not material.events:
             raise FileNotFoundError(f"no training has begun in jobs/{folder.root.name} of the volume")
         data = page.render(material, time.time()).encode()
-        yield {"size": len(data)}
-        for start in range(0, len(data), _CHUNK):
-            yield {"data": base64.b64encode(data[start : start + _CHUNK]).decode()}
+        yield from _pieces(io.BytesIO(data), len(data))
 
     def _verify(self, request: Request) -> Iterator[Answer]:
         """{job}: every checkpoint on the volume, each byte compared with its manifest."""
@@ -135,6 +133,12 @@ class Desk:
         talk = self._talker(self._path(str(request["model"])))
         for piece in talk(request["messages"], int(request["maxNewTokens"])):
             yield {"piece": piece}
+
+
+def _pieces(stream: BinaryIO, size: int) -> Iterator[Answer]:
+    yield {"size": size}
+    while data := stream.read(_CHUNK):
+        yield {"data": base64.b64encode(data).decode()}
 
 
 def _talker(model: Path) -> Callable[[list[dict[str, str]], int], Iterator[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -33,5 +34,19 @@ def sync_directory(path: Path) -> None:
 
 
 def size_of(directory: Path) -> int:
-    """Bytes of all files below `directory`."""
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    """Bytes of all files below `directory`; no link is followed, and what goes away meanwhile does not count.
+
+    Raises:
+        OSError: the volume fails. A folder that may not be read counts nothing.
+    """
+    total = 0
+    for folder, _, names in os.walk(directory, onerror=_raise_failure):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
+
+
+def _raise_failure(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | PermissionError):
+        raise error

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
+from sft_trainer import layout
 from sft_trainer.config import Report
 
 MANIFEST = "manifest.json"
@@ -115,9 +116,10 @@ def _is_within(name: str, directory: Path) -> bool:
     ):
         return False
     try:
-        return (directory / name).resolve().is_relative_to(directory.resolve())
-    except RuntimeError:  # links in a circle
+        layout.within(directory, name)
+    except (ValueError, RuntimeError):  # it leads elsewhere; links in a circle
         return False
+    return True
 
 
 def _digest(path: Path) -> str:

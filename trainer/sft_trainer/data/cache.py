@@ -232,13 +232,14 @@ def commit(directory: Path, entry: Path, facts: dict[str, Any], files: Sequence[
 
 
 def publish(directory: Path, entry: Path) -> None:
-    """Rename a finished directory into place; if another writer was faster, its entry stays."""
+    """Rename a finished directory into place; if another writer was faster, its entry stays and ours goes."""
     sync(directory)
     try:
         directory.rename(entry)
     except OSError:
         if not entry.is_dir():
             raise
+        shutil.rmtree(directory, ignore_errors=True)
     sync(entry.parent)
 
 

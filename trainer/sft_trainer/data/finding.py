@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +23,7 @@ def find(label: str, source: DataSource, workspace: Path) -> Opened:
     opened = Opened(label, source, tuple(_matches(label, source.path, workspace)), workspace)
     if not opened.files:
         raise UserError("DataNotFound", _not_found(opened.field, source.path, workspace))
-    for path in opened.files:
-        if path.suffix.lower() not in SUFFIXES:
-            raise UserError(
-                "UnknownFormat",
-                f"{opened.field}.path: {relative(path, workspace)} is not a .jsonl, .json or .parquet file",
-            )
+    _refuse_other_formats(f"{opened.field}.path", [relative(path, workspace) for path in opened.files])
     return opened
 
 
@@ -37,12 +33,14 @@ def _from_store(one: Opened) -> Opened:
         uri, f"{one.field}.uri", one.source.secret_prefix or "", tuple(SUFFIXES), one.workspace
     )
     files = tuple(sorted(path for path in folder.rglob("*") if path.is_file()))
-    for path in files:
-        if path.suffix.lower() not in SUFFIXES:
-            raise UserError(
-                "UnknownFormat", f"{one.field}.uri: {path.name} is not a .jsonl, .json or .parquet file"
-            )
+    _refuse_other_formats(f"{one.field}.uri", [path.name for path in files])
     return replace(one, files=files, copied=folder)
+
+
+def _refuse_other_formats(field: str, names: Iterable[str]) -> None:
+    for name in names:
+        if Path(name).suffix.lower() not in SUFFIXES:
+            raise UserError("UnknownFormat", f"{field}: {name} is not a .jsonl, .json or .parquet file")
 
 
 def _matches(label: str, path: str, workspace: Path) -> list[Path]:

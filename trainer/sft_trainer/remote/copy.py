@@ -18,7 +18,8 @@ from io import FileIO
 from pathlib import Path
 
 from sft_trainer import layout, uses
-from sft_trainer.arrival import megabytes, progress
+from sft_trainer.arrival import progress
+from sft_trainer.checkpoint.files import size_of
 from sft_trainer.data import cache
 from sft_trainer.errors import Network, VolumeFull
 from sft_trainer.remote.listing import Listing, Remote
@@ -41,8 +42,7 @@ def copy(what: Listing, parent: Path, *, piece: int = PIECE_BYTES) -> Path:
             partial = entry.with_name(f".{entry.name}.{'partial' if is_alone else uuid.uuid4().hex[:8]}")
             _copy(what, partial, piece)
             cache.publish(partial, entry)
-            shutil.rmtree(partial, ignore_errors=True)  # still there only if another writer was faster
-            logger.info("copied %s: %d MB", what.uri, megabytes(entry))
+            logger.info("copied %s: %d MB", what.uri, size_of(entry) >> 20)
     return entry
 
 
@@ -74,9 +74,8 @@ def _copy(what: Listing, partial: Path, piece: int) -> None:
 
 
 def _refuse_what_cannot_fit(what: Listing, partial: Path) -> None:
-    there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     free = shutil.disk_usage(partial).free
-    if what.size - there > free:
+    if what.size - size_of(partial) > free:
         raise VolumeFull(
             f"{what.field}: {what.uri} has {_gib(what.size)} and the workspace volume has {_gib(free)} free: "
             "free space (sftjob clean) or enlarge the claim in spec.workspace"
