@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from schemas import nodes
 from sftjob_operator.api import generate, reference, status, v1alpha1
 from sftjob_operator.api.crd import crd
 from sftjob_operator.api.schema import structural_schema
 
 VERSION = crd()["spec"]["versions"][0]
 ROOT_SCHEMA = VERSION["schema"]["openAPIV3Schema"]
-
-
-def nodes(node: dict[str, Any], path: str = ""):
-    """Every schema below `node`, with its path."""
-    yield path, node
-    for name, below in node.get("properties", {}).items():
-        yield from nodes(below, f"{path}.{name}".lstrip("."))
-    for name in ("items", "additionalProperties"):
-        if isinstance(node.get(name), dict):
-            yield from nodes(node[name], f"{path}[]")
-
-
 SPEC = list(nodes(ROOT_SCHEMA["properties"]["spec"], "spec"))
 STATUS = list(nodes(ROOT_SCHEMA["properties"]["status"], "status"))
 

@@ -11,10 +11,12 @@ import yaml
 
 import values_readme
 from rendering import CHART, SCHEMA, VALUES, refusal
+from schemas import nodes
 
 # Passed on to Kubernetes or Helm as they are: the API server knows what they hold.
 PASSED_ON = {"global", "affinity.nodeAffinity", "affinity.podAffinity", "affinity.podAntiAffinity"}
 EVERY_POLICY = "admission.policies.*"
+OBJECTS = [(path, found) for path, found in nodes(SCHEMA, each=".*") if found.get("type") == "object"]
 
 
 def leaves(values: Any, path: str = "") -> Iterator[str]:
@@ -23,17 +25,6 @@ def leaves(values: Any, path: str = "") -> Iterator[str]:
             yield from leaves(below, f"{path}.{name}".lstrip("."))
     else:
         yield path
-
-
-def objects(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every schema of an object, with its path."""
-    if schema.get("type") == "object":
-        yield path, schema
-    for name, below in schema.get("properties", {}).items():
-        yield from objects(below, f"{path}.{name}".lstrip("."))
-    for name in ("items", "additionalProperties"):
-        if isinstance(schema.get(name), dict):
-            yield from objects(schema[name], f"{path}.*")
 
 
 def in_schema(schema: dict[str, Any], path: str = "") -> Iterator[str]:
@@ -47,7 +38,7 @@ def in_schema(schema: dict[str, Any], path: str = "") -> Iterator[str]:
 
 
 def test_no_object_takes_a_key_that_it_does_not_know():
-    for path, schema in objects(SCHEMA):
+    for path, schema in OBJECTS:
         if path not in PASSED_ON:
             free = schema.get("additionalProperties")
             assert free is False or (isinstance(free, dict) and "properties" not in schema), path
@@ -122,7 +113,7 @@ def test_the_readme_explains_every_value_and_every_field_of_a_policy():
             or path.rpartition(".")[0] in rows
             or path.rpartition(".")[0].rpartition(".")[0] in rows
         ), path
-    policy = next(schema for path, schema in objects(SCHEMA) if path == EVERY_POLICY)
+    policy = next(schema for path, schema in OBJECTS if path == EVERY_POLICY)
     for name, field in policy["properties"].items():
         assert f"| `{name}` | {field['type']} | {field['description']} |" in readme
 

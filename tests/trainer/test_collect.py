@@ -8,8 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -182,12 +182,8 @@ def test_a_killed_collection_leaves_whole_entries_and_the_next_one_ends_it(tmp_p
 def test_two_collections_at_once_remove_everything_once(tmp_path: Path) -> None:
     for number in range(60):
         entry(tmp_path, f".sftjob/cache/data/{number}", 400)
-    found: list[str] = []
-    threads = [threading.Thread(target=lambda: found.extend(gone(tmp_path))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        found = [path for each in pool.map(lambda _: gone(tmp_path), range(3)) for path in each]
     assert len(found) == len(set(found)) == 60
     assert list((tmp_path / ".sftjob/cache/data").iterdir()) == []
 

@@ -6,8 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,12 +141,8 @@ def test_an_interrupted_download_is_not_taken_for_a_model(fake: FakeHub, tmp_pat
 
 
 def test_jobs_that_start_together_download_a_model_once(fake: FakeHub, tmp_path: Path) -> None:
-    found: list[tuple[Path, str]] = []
-    threads = [threading.Thread(target=lambda: found.append(hub.fetch(URI, tmp_path))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: hub.fetch(URI, tmp_path), range(3)))
     assert len(found) == 3
     assert len(set(found)) == 1
     downloads = [request for request in fake.requests if request.startswith("GET") and "/resolve/" in request]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -75,15 +76,8 @@ def test_without_locks_two_copies_do_not_write_into_one_another(
         return b"x" * (end - start)
 
     listing = Listing("s3://b/a", "f.uri", (Remote("a.jsonl", "a.jsonl", 40, "e"),), read)
-    found: list[Path] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(copy.copy(listing, tmp_path, piece=10)))
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: copy.copy(listing, tmp_path, piece=10), range(2)))
     assert len(seen) == 2
     assert found[0] == found[1]
     assert (found[0] / "a.jsonl").read_bytes() == b"x" * 40

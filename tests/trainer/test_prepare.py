@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -685,15 +684,8 @@ def test_two_preparations_of_the_same_data_may_run_at_once(room: Room) -> None:
     room.run()
     config = prepare.read_config(room.config / "prepare.json")
     room.write("datasets/chats.jsonl", CHAT, CHAT)
-    results: list[Any] = []
-    threads = [
-        threading.Thread(target=lambda: results.append(prepare.prepare(config, room.workspace)))
-        for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda _: prepare.prepare(config, room.workspace), range(3)))
     assert len(results) == 3
     assert len({result.data.hash for result in results}) == 1
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -168,15 +169,12 @@ def test_who_waits_says_so_and_goes_on_when_the_one_before_is_killed(
 def test_writers_at_the_same_time_leave_one_intact_entry_and_nothing_else(tmp_path: Path) -> None:
     barrier = threading.Barrier(4)
 
-    def writer() -> None:
+    def writer(_: int) -> None:
         barrier.wait()
         write(tmp_path / "c", rows(50))
 
-    threads = [threading.Thread(target=writer) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(writer, range(4)))
     assert cache.lookup(tmp_path / "c") is not None
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
