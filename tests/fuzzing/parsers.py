@@ -36,6 +36,19 @@ def _file(name: str, data: bytes) -> Path:
     return path
 
 
+def _of_file(
+    name: str, read: Callable[[Path], object], *expected: type[Exception]
+) -> Callable[[bytes], object]:
+    """A parser of a file, whose caller expects these errors and no other."""
+
+    def parse(data: bytes) -> object:
+        with contextlib.suppress(*expected):
+            return read(_file(name, data))
+        return None
+
+    return parse
+
+
 def _hostfile(data: bytes) -> object:
     with contextlib.suppress(UserError):
         return hostfile.parse(data.decode(errors="replace"))
@@ -96,46 +109,6 @@ def _progress(data: bytes) -> object:
     return heard
 
 
-def _progress_file(data: bytes) -> object:
-    return progress_file.read_progress(_file("progress.json", data))
-
-
-def _marker(data: bytes) -> object:
-    return inputs.read_marker(_file("marker.json", data))
-
-
-def _train_config(data: bytes) -> object:
-    with contextlib.suppress(UserError):
-        return inputs.read_train_config(_file("train.json", data))
-    return None
-
-
-def _prepare_config(data: bytes) -> object:
-    with contextlib.suppress(UserError):
-        return preparing.read_config(_file("prepare.json", data))
-    return None
-
-
-def _facts(data: bytes) -> object:
-    with contextlib.suppress(CliError):
-        return load_json(_file("facts.json", data))
-    return None
-
-
-def _yaml(data: bytes) -> object:
-    with contextlib.suppress(CliError):
-        return yamlfile.read(_file("job.yaml", data))
-    return None
-
-
-def _owner(data: bytes) -> object:
-    return owner.read(_file("owner.json", data))
-
-
-def _fence(data: bytes) -> object:
-    return fence.read(_file("fence.json", data))
-
-
 def _events(data: bytes) -> object:
     found = events.read(_file("events.jsonl", data))
     assert all(isinstance(event.attempt, int) for event in found)
@@ -169,14 +142,14 @@ PARSERS: dict[str, Callable[[bytes], object]] = {
     "trainer state": _state,
     "termination message": _termination_message,
     "progress": _progress,
-    "progress file": _progress_file,
-    "marker": _marker,
-    "train config": _train_config,
-    "prepare config": _prepare_config,
-    "facts": _facts,
-    "yaml": _yaml,
-    "owner": _owner,
-    "fence": _fence,
+    "progress file": _of_file("progress.json", progress_file.read_progress),
+    "marker": _of_file("marker.json", inputs.read_marker),
+    "train config": _of_file("train.json", inputs.read_train_config, UserError),
+    "prepare config": _of_file("prepare.json", preparing.read_config, UserError),
+    "facts": _of_file("facts.json", load_json, CliError),
+    "yaml": _of_file("job.yaml", yamlfile.read, CliError),
+    "owner": _of_file("owner.json", owner.read),
+    "fence": _of_file("fence.json", fence.read),
     "events": _events,
     "curves": _curves,
     "quantity": _quantity,
