@@ -14,7 +14,7 @@ from typing import Any
 import tiny
 from monitoring.prometheus import Prometheus, scraping
 from sft_trainer.config import ENV_PEAK_FLOPS, METRICS_PORT
-from sftjob_operator.api.v1alpha1 import API_VERSION, KIND
+from sftjob_operator.api.v1alpha1 import API_VERSION, KIND, SFTJob
 from sftjob_operator.cli.furnish import claim
 from sftjob_operator.cli.session import hardware
 from sftjob_operator.cluster.base import Key, Manifest
@@ -113,8 +113,9 @@ async def _train(folder: Path, prometheus: Prometheus, targets: Path, port: int)
     workers = Workers(queue, reconciler.reconcile, 1, metrics.on_pass)
     metrics.watch(queue, View(cluster), reconciler.progress)
     cluster.watch(queue.add)
-    await cluster.apply(claim("w", KEY.namespace, workspace))
-    await cluster.apply(manifest())
+    job = manifest()
+    await cluster.apply(claim(SFTJob.model_validate(job), KEY.namespace, workspace))
+    await cluster.apply(job)
     pages = application(workers.stuck, lambda: None, metrics.exposition)
     async with serving(pages, "127.0.0.1", port):
         # Scraped while there is no attempt yet: the first one is a change then, however short preparation is.
