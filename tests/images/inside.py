@@ -44,7 +44,8 @@ def layers(archive: Path) -> list[tuple[int, list[str]]]:
                 size += len(packed.compress(chunk))
             stream.seek(0)
             with tarfile.open(fileobj=stream) as layer:
-                found.append((size + len(packed.flush()), layer.getnames()))
+                names = [member.name for member in layer if not member.isdir()]
+                found.append((size + len(packed.flush()), names))
     return found
 
 

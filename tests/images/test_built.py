@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cluster
 MEGABYTE = 1_000_000
 NOBODY = 1_234_567
 MANAGERS = re.compile(
-    r"(^|/)(apt|apt-get|dpkg|pip[\d.]*|uv|conda|gcc[-\d]*|g\+\+|cc1|clang|nvcc|make|sh|bash|dash)$"
+    r"(^|/)s?bin/(apt|apt-get|dpkg|pip[\d.]*|uv|conda|gcc[-\d]*|g\+\+|clang|nvcc|make|sh|bash|dash)$|/cc1(plus)?$"
 )
 
 
