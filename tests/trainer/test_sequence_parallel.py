@@ -14,7 +14,7 @@ import gang
 import gradient_cells
 import split_cells
 import tiny
-from sft_trainer import attention, neftune, sequence_parallel
+from sft_trainer import neftune, sequence_parallel
 from sft_trainer.batches import Plan
 from sft_trainer.collate import collate
 from sft_trainer.config import TrainConfig
