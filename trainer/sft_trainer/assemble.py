@@ -143,10 +143,11 @@ def build(
     )
     parameters.freeze(network, config.training.parameter_groups)
     group = sequence_parallel.join(config.deepspeed.sequence_parallel_size)
-    expected = checkpoint_bytes(*model.counts(network), chosen, config.training.master_weights)
     work = flops.work(network)
     clock.lap("weights")
     engine = engines.initialize(network, config, settings)
+    written = [own * config.deepspeed.tensor_parallel_size for own in model.counts(network)]
+    expected = checkpoint_bytes(*written, chosen, config.training.master_weights)
     if config.training.neftune_alpha is not None:  # after the engine, which may replace embeddings
         neftune.install(network, config.training.neftune_alpha, group)
     use_loss_head(engine, cache.train, world)

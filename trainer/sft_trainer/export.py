@@ -106,7 +106,7 @@ def _write(
         shutil.rmtree(stale, ignore_errors=True)
     base = within(volume, parts.config.model.directory)
     dtype = export_dtype(base, parts.precision, full=parts.config.training.method == "Full")
-    require_space(folder.root, written_bytes(parts, dtype), "the export")
+    require_space(folder.root, written_bytes(parts, state, dtype), "the export")
     staging = folder.root / f".export-{parts.store.fence.run_id}"
     staging.mkdir()
     try:
@@ -119,11 +119,14 @@ def _write(
     return size_of(folder.export)
 
 
-def written_bytes(parts: Parts, dtype: torch.dtype) -> int:
+def written_bytes(parts: Parts, state: State, dtype: torch.dtype) -> int:
     """Size of the weights that an export writes: the model, its fp32 adapters, or both."""
-    every, trainable = counts(parts.engine.module)
     if parts.config.training.method == "Full":
-        return every * dtype.itemsize
+        tensors = {
+            tensor.data_ptr(): tensor for tensor in state.values()
+        }  # a rank may have a share of them only
+        return sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize
+    every, trainable = counts(parts.engine.module)
     choice = parts.config.export.format
     merged = 0 if choice == "Adapter" else (every - trainable) * dtype.itemsize
     return merged + (0 if choice == "Merged" else trainable * 4)

@@ -77,7 +77,7 @@ ROWS = (
     ),
     Row(
         "deepspeed.tensorParallelSize above 1 and deepspeed.offloadOptimizer or offloadParameters CPU",
-        "what lies on the CPU is the partition of stage 3",
+        "neither is tested with the other, and stage 3 offloads what does not fit",
         "remove deepspeed.tensorParallelSize, or what is offloaded",
         lambda spec, wanted: (
             wanted.tensor_ranks > 1 and "CPU" in (wanted.offload_optimizer, wanted.offload_parameters)
