@@ -146,8 +146,9 @@ def build(
     work = flops.work(network)
     clock.lap("weights")
     engine = engines.initialize(network, config, settings)
-    written = [own * config.deepspeed.tensor_parallel_size for own in model.counts(network)]
-    expected = checkpoint_bytes(*written, chosen, config.training.master_weights)
+    shares = config.deepspeed.tensor_parallel_size
+    every, trained = (own * shares for own in model.counts(network))
+    expected = checkpoint_bytes(every, trained, chosen, config.training.master_weights)
     if config.training.neftune_alpha is not None:  # after the engine, which may replace embeddings
         neftune.install(network, config.training.neftune_alpha, group)
     use_loss_head(engine, cache.train, world)
