@@ -40,21 +40,23 @@ def replicas(spec: Spec, world_size: int) -> int:
     chosen = spec.deepspeed
     per_node = "gpusPerNode or processesPerNode"
     ranks = f"ranks ({world_size}), which is spec.workers.nodes times {per_node}"
-    _require_divisor("Sequence", chosen.sequence_parallel_size, world_size, ranks)
+    field, size = "sequenceParallelSize", chosen.sequence_parallel_size
+    _require_divisor("SequenceParallelNotDivisible", field, size, world_size, ranks)
     local = spec.workers.gpus_per_node or spec.workers.processes_per_node or 1
     ranks = f"ranks of a node ({local}), which is spec.workers.{per_node}"
-    _require_divisor("Tensor", chosen.tensor_parallel_size, local, ranks)
+    field, size = "tensorParallelSize", chosen.tensor_parallel_size
+    _require_divisor("TensorParallelNotDivisible", field, size, local, ranks)
     # at least one: sharing both ways is refused as such (combinations)
     return max(1, world_size // (chosen.sequence_parallel_size * chosen.tensor_parallel_size))
 
 
-def _require_divisor(kind: str, size: int, number: int, what: str) -> None:
+def _require_divisor(reason: str, field: str, size: int, number: int, what: str) -> None:
     if number % size == 0:
         return
     fitting = ", ".join(str(each) for each in range(1, min(number, 64) + 1) if number % each == 0)
     raise SpecError(
-        f"{kind}ParallelNotDivisible",
-        f"spec.deepspeed.{kind.lower()}ParallelSize ({size}) does not divide the number of {what}; what does: {fitting}",
+        reason,
+        f"spec.deepspeed.{field} ({size}) does not divide the number of {what}; what does: {fitting}",
     )
 
 
