@@ -48,12 +48,15 @@ def two_steps(
     engines.prepare("cpu")
     results = []
     for cell in cells:
-        shared = cell.get("shared", 1)
+        shared, tensor = cell.get("shared", 1), cell.get("tensor", 1)
         changes = {
             "deepspeed__zeroStage": cell["stage"],
             "deepspeed__sequenceParallelSize": shared,
+            "deepspeed__tensorParallelSize": tensor,
             "training__gradientAccumulationSteps": cell["accumulation"],
-            "training__microBatchSize": -(-GLOBAL_BATCH * shared // world.size // cell["accumulation"]),
+            "training__microBatchSize": -(
+                -GLOBAL_BATCH * shared * tensor // world.size // cell["accumulation"]
+            ),
             **method(cell["method"]),
             "deepspeed__activationCheckpointing": cell.get("checkpointing", "None"),
             "deepspeed__offloadOptimizer": cell.get("optimizer", "None"),

@@ -45,27 +45,31 @@ def differences(world: World, cases: dict[str, tuple[str, dict[str, Any], int]])
 
 def _difference(kind: str, settings: dict[str, Any], size: int) -> list[float]:
     more = dict(settings)
-    checkpointing = more.pop("checkpointing", False)
+    checkpointing, together = more.pop("checkpointing", False), more.pop("together", False)
     model, group = network(kind, **more), sequence_parallel.join(size)
     assert group is not None
     ids = torch.randint(1, 50, (2, 48), generator=torch.Generator().manual_seed(1))
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in LENGTHS])
     factors = torch.linspace(-1, 1, 2 * 48 * 50).reshape(2, 48, 50)
-    alone = torch.cat(
-        [
-            model(input_ids=document[None], use_cache=False).logits[0]
-            for row, lengths in zip(ids, LENGTHS, strict=True)
-            for document in row.split(lengths)
-        ]
-    ).reshape(factors.shape)
+    inputs = {"input_ids": ids, "position_ids": positions}
+    if together:  # a document's angles depend on the longest of the pass
+        assert attention.use_per_document(model)
+        alone = model(**inputs, use_cache=False).logits
+    else:
+        alone = torch.cat(
+            [
+                model(input_ids=document[None], use_cache=False).logits[0]
+                for row, lengths in zip(ids, LENGTHS, strict=True)
+                for document in row.split(lengths)
+            ]
+        ).reshape(factors.shape)
     (alone * factors).sum().backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    assert attention.use_per_document(model)
+    assert together or attention.use_per_document(model)
     sequence_parallel.use(model, group)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    inputs = {"input_ids": ids, "position_ids": positions}
     mine = {name: sequence_parallel.own_part(each, group) for name, each in inputs.items()}
     logits = model(**mine, use_cache=False).logits
     (logits * sequence_parallel.own_part(factors, group)).sum().backward()

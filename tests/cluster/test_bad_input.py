@@ -94,6 +94,21 @@ def test_pods_that_fit_nowhere_are_said_in_the_schedulers_words(rooms: Room):
     rooms.kube.kubectl("delete", "sftjob", "too-big", "-n", rooms.namespace, check=True)
 
 
+def test_gpus_that_no_node_has_are_planned_for_by_the_nodes_labels_and_waited_for(rooms: Room):
+    """The labels are those of GPU feature discovery; nobody here has the resource."""
+    bad_inputs.furnish(rooms.workspace)
+    label = "nvidia.com/gpu.memory"
+    rooms.kube.kubectl("label", "nodes", "--all", f"{label}=24576", check=True)
+    try:
+        rooms.apply("no-gpu", {**tiny.spec(), "workers": {"gpusPerNode": 1}})
+        found = rooms.waits_for("no-gpu", "Unschedulable", 180)
+    finally:
+        rooms.kube.kubectl("label", "nodes", "--all", f"{label}-", check=True)
+    assert "nvidia.com/gpu" in found["message"]
+    assert rooms.job("no-gpu")["status"]["plan"]["memory"]["available"] == "24Gi"
+    rooms.kube.kubectl("delete", "sftjob", "no-gpu", "-n", rooms.namespace, check=True)
+
+
 def test_a_full_volume_is_said_and_not_retried(operator):
     from devcluster import volumes
 

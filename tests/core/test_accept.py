@@ -115,7 +115,7 @@ def test_a_raw_key_that_contradicts_a_typed_field_is_refused_naming_both(spec, b
         ),
         ({"zero_optimization": {"offload_optimizer": {"ratio": 0.3}}}, "offload_optimizer.ratio: remove it"),
         ({"zero_optimization": {"cpu_offload": True}}, "set spec.deepspeed.offloadOptimizer"),
-        ({"tensor_parallel": {"autotp_size": 2}}, "every rank would hold a share of each layer"),
+        ({"tensor_parallel": {"autotp_size": 2}}, "set spec.deepspeed.tensorParallelSize instead"),
         ({"zero_force_ds_cpu_optimizer": True}, "the optimizer on the CPU is torch's"),
         ({"pipeline": {"stages": 2}}, "pipeline"),
         ({"data_efficiency": {"enabled": True}}, "data_efficiency"),
@@ -373,20 +373,32 @@ CPUS = {"nodes": 2, "gpusPerNode": 0, "processesPerNode": 3}
             "is not divisible by the number of groups of 2 ranks (3); the nearest that is: 3 or 6",
         ),
         (
+            {"workers": CPUS, "deepspeed": {"tensorParallelSize": 2}, "training": {"globalBatchSize": 6}},
+            "TensorParallelNotDivisible",
+            "spec.deepspeed.tensorParallelSize (2) does not divide the number of ranks of a node (3), which is "
+            "spec.workers.gpusPerNode or processesPerNode; what does: 1, 3",
+        ),
+        (
+            {"workers": CPUS, "deepspeed": {"tensorParallelSize": 3}, "training": {"globalBatchSize": 3}},
+            "BatchNotDivisible",
+            "is not divisible by the number of groups of 3 ranks (2); the nearest that is: 2 or 4",
+        ),
+        (
             raw({"sequence_parallel_size": 2}),
             "DeepSpeedConfigUnsupported",
             "sequence_parallel_size: remove it; set spec.deepspeed.sequenceParallelSize instead",
         ),
     ],
 )
-def test_ranks_that_share_sequences_have_to_come_out_even(spec, reason, words):
+def test_ranks_that_share_sequences_or_layers_have_to_come_out_even(spec, reason, words):
     found, message = refused(spec)
     assert found == reason
     assert words in message
 
 
-def test_ranks_that_share_sequences_count_as_one_in_the_batch():
-    spec = {"workers": CPUS, "deepspeed": {"sequenceParallelSize": 3}, "training": {"globalBatchSize": 2}}
+@pytest.mark.parametrize("what", ["sequenceParallelSize", "tensorParallelSize"])
+def test_ranks_that_share_sequences_or_layers_count_as_one_in_the_batch(what):
+    spec = {"workers": CPUS, "deepspeed": {what: 3}, "training": {"globalBatchSize": 2}}
     assert objection(read_sftjob(sftjob(**spec)), Settings()) is None
 
 

@@ -33,6 +33,30 @@ CASES = {
             "deepspeed": {"sequenceParallelSize": 2},
         },
     ),
+    "deepspeed.tensorParallelSize above 1 and deepspeed.sequenceParallelSize above 1": (
+        {"workers": GPU, "deepspeed": {"tensorParallelSize": 2, "sequenceParallelSize": 2}},
+        {"workers": GPU, "deepspeed": {"tensorParallelSize": 2, "sequenceParallelSize": 1}},
+    ),
+    "deepspeed.tensorParallelSize above 1 and deepspeed.zeroStage 0 or 3": (
+        {"workers": GPU, "deepspeed": {"tensorParallelSize": 2, "zeroStage": 3}},
+        {"workers": GPU, "deepspeed": {"tensorParallelSize": 2, "zeroStage": 2}},
+    ),
+    "deepspeed.tensorParallelSize above 1 and deepspeed.activationCheckpointing Selective": (
+        {"workers": GPU, "deepspeed": {"tensorParallelSize": 2, "activationCheckpointing": "Selective"}},
+        {"workers": GPU, "deepspeed": {"tensorParallelSize": 2, "activationCheckpointing": "Full"}},
+    ),
+    "deepspeed.tensorParallelSize above 1 and training.method LoRA or QLoRA": (
+        {"workers": GPU, "deepspeed": {"tensorParallelSize": 2}, "training": {"method": "LoRA"}},
+        {"workers": GPU, "deepspeed": {"tensorParallelSize": 2}, "training": {"method": "Full"}},
+    ),
+    "deepspeed.tensorParallelSize above 1 and training.optimizer.type Muon": (
+        {"workers": GPU, "deepspeed": {"tensorParallelSize": 2}, "training": MUON},
+        {"workers": GPU, "deepspeed": {"tensorParallelSize": 1}, "training": MUON},
+    ),
+    "deepspeed.tensorParallelSize above 1 and deepspeed.offloadOptimizer or offloadParameters CPU": (
+        {"workers": GPU, "deepspeed": {"tensorParallelSize": 2, "offloadOptimizer": "CPU"}},
+        {"workers": GPU, "deepspeed": {"tensorParallelSize": 2, "offloadOptimizer": "None"}},
+    ),
     "model.attention FlashAttention and training.precision fp32": (
         {
             "workers": GPU,

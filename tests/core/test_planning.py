@@ -384,6 +384,46 @@ def test_ranks_that_share_sequences_share_activations_and_logits_and_nothing_els
     assert one.activations == tokens * 32 * 2 * hidden + layer - tokens * 2 * hidden
 
 
+def test_ranks_that_share_layers_have_a_part_of_what_is_cut_and_all_of_the_rest():
+    one, fourth = (estimate(LLAMA_8B, shape(zero_stage=2, tensor_ranks=n)) for n in (1, 4))
+    table, norms = 128_256 * 4096, 65 * 4096  # untied
+    own = table + norms + (LLAMA_8B.parameters - table - norms) // 4
+    assert fourth.weights == 2 * own
+    assert fourth.gradients == 4 * own // 2, "over the two groups"
+    assert fourth.optimizer == 12 * own // 2
+    assert fourth.logits < one.logits
+    layer = 2048 * (2 * (4 * 4096 + (4 * 4096 + 4 * 14_336) // 4) + 8 * 4096)
+    assert fourth.activations == 32 * layer
+    tied = LLAMA_8B.model_copy(update={"tied_embeddings": True})
+    assert estimate(tied, shape(tensor_ranks=8)).weights < estimate(LLAMA_8B, shape(tensor_ranks=8)).weights
+
+
+def test_layers_are_shared_at_stage_1_or_2():
+    parts = {**LONG, "data": {"maxLength": 4096}, "deepspeed": {"tensorParallelSize": 8}}
+    found = choose(GQA_8B, GPU80, **parts)
+    assert (found.tensor_ranks, found.zero_stage, found.status().tensor_parallel_size) == (8, 1, 8)
+    assert "per 8 GPUs that share layers" in fits_message(spec(**parts), found.status())
+
+
+@pytest.mark.parametrize(
+    ("update", "size", "why"),
+    [
+        ({"key_value_heads": 2}, 4, "attention heads and 2 of keys and values"),
+        ({"architecture": "GPT2LMHeadModel"}, 2, "GPT2LMHeadModel is not one whose layers ranks can share"),
+    ],
+)
+def test_layers_that_cannot_be_shared_are_said_before_a_gpu_is_taken(update, size, why):
+    parts = {
+        "workers": {"nodes": 1, "gpusPerNode": 8},
+        "training": {"globalBatchSize": 8},
+        "deepspeed": {"tensorParallelSize": size},
+    }
+    assert isinstance(plan(spec(**parts), GQA_8B, GPU80), Plan)
+    words = no_fit(GQA_8B.model_copy(update=update), GPU80, **parts)
+    assert f"spec.deepspeed.tensorParallelSize is {size}, but " in words
+    assert why in words
+
+
 def test_a_context_that_is_too_long_for_a_gpu_fits_where_eight_share_it():
     words = no_fit(GQA_8B, GPU80, **LONG)
     assert "spec.deepspeed.sequenceParallelSize: " in words

@@ -35,13 +35,14 @@ def test_the_length_of_a_training_is_given_in_one_way(training, length):
     assert (found.epochs, found.max_steps, found.max_tokens) == length
 
 
-def test_ranks_that_share_sequences_arrive_and_have_their_batches_together():
+@pytest.mark.parametrize("what", ["sequenceParallelSize", "tensorParallelSize"])
+def test_ranks_that_share_sequences_or_layers_arrive_and_have_their_batches_together(what):
     found = rendered(
         workers={"nodes": 2, "gpusPerNode": 3},
-        deepspeed={"sequenceParallelSize": 3, "microBatchSize": 2},
+        deepspeed={what: 3, "microBatchSize": 2},
         training={"globalBatchSize": 8},
     )
-    assert found.deepspeed.sequence_parallel_size == 3
+    assert found.deepspeed.model_dump(by_alias=True)[what] == 3
     assert (found.training.micro_batch_size, found.training.gradient_accumulation_steps) == (2, 2)
 
 

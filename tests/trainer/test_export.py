@@ -129,7 +129,8 @@ def test_room_is_asked_for_what_will_be_written(method: str, form: str, expected
     module[0].requires_grad_(False)
     config = SimpleNamespace(training=SimpleNamespace(method=method), export=SimpleNamespace(format=form))
     parts = SimpleNamespace(engine=SimpleNamespace(module=module), config=config)
-    assert exports.written_bytes(parts, torch.bfloat16) == expected  # type: ignore[arg-type]
+    state = dict(module.named_parameters())
+    assert exports.written_bytes(parts, state, torch.bfloat16) == expected  # type: ignore[arg-type]
 
 
 def test_a_run_that_was_replaced_leaves_the_export_of_its_successor_alone(tmp_path: Path) -> None:

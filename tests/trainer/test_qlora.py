@@ -78,6 +78,8 @@ def test_it_learns_resumes_bit_for_bit_and_merges_the_dequantised_base(
     curve, adapter = job.curve(), job.folder / "export" / "adapter" / "adapter_model.safetensors"
     assert curve[6] < curve[1] - 0.1
     first = load_file(adapter)
+    saved = next((job.folder / "checkpoints" / "step-4").rglob("*model_states.pt"))
+    assert not any(".weight." in key for key in torch.load(saved, weights_only=False)["module"]), "constants"
     next((job.folder / "checkpoints" / "step-6").rglob("*model_states.pt")).unlink()
     again = job.run(attempt=2)
     assert again.outcomes[0].resumed_from_step == 4, again.output  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ import gang
 import gradient_cells
 import split_cells
 import tiny
-from sft_trainer import attention, neftune, sequence_parallel
+from sft_trainer import neftune, sequence_parallel
 from sft_trainer.batches import Plan
 from sft_trainer.collate import collate
 from sft_trainer.config import TrainConfig
@@ -57,6 +57,12 @@ def test_parts_put_together_are_the_batches_of_as_many_ranks_as_there_are_groups
             assert sum(batch.weight for batch in own) == pytest.approx(expected.weight)
 
 
+ROTATED = {"rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 24}
+TOGETHER = {"num_key_value_heads": 4, "together": True, "max_position_embeddings": 24}
+MOVING: dict[str, dict[str, Any]] = {  # angles that depend on whether a document is longer than 24
+    "longrope": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 1.5, 2.0, 4.0]},
+    "dynamic": {"rope_type": "dynamic"},
+}
 GEMMA = {"head_dim": 8, "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}
 CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     **{
@@ -70,6 +76,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "gemma3": ("gemma3_text", {"num_key_value_heads": 2, **GEMMA}, 4),
     "phi": ("phi", {}, 4),
     "gpt_neox": ("gpt_neox", {}, 2),
+    **{name: ("llama", {**TOGETHER, "rope_parameters": ROTATED | more}, 4) for name, more in MOVING.items()},
 }
 
 
@@ -108,13 +115,10 @@ def test_16384_tokens_on_two_ranks_are_those_of_one(documents: int, tmp_path: Pa
 
 def test_a_model_whose_sequences_cannot_be_split_is_refused_by_name() -> None:
     group: Any = None
-    scaled = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    masked, moving = split_cells.network("llama"), split_cells.network("llama", rope_parameters=scaled)
-    assert attention.use_per_document(moving)
-    for model, why in ((masked, "neither FlashAttention nor SDPA"), (moving, "rotary")):
-        with pytest.raises(UserError, match=rf"deepspeed.sequenceParallelSize: .*{why}") as raised:
-            sequence_parallel.use(model, group)
-        assert raised.value.reason == "SequenceParallelUnsupported"
+    why = "neither FlashAttention nor SDPA"
+    with pytest.raises(UserError, match=rf"deepspeed.sequenceParallelSize: .*{why}") as raised:
+        sequence_parallel.use(split_cells.network("llama"), group)
+    assert raised.value.reason == "SequenceParallelUnsupported"
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def take_over(config: TrainConfig, folder: JobFolder) -> tuple[Fence, Found | No
     if found is not None:
         resume.require_known_stage(found.state, config)
         resume.require_same_optimizer(found.state, config)
+        resume.require_same_shares(found.state, config)
     return mine, found
 
 
@@ -146,12 +147,14 @@ def build(
     )
     parameters.freeze(network, config.training.parameter_groups)
     group = sequence_parallel.join(config.deepspeed.sequence_parallel_size)
-    if config.training.neftune_alpha is not None:
-        neftune.install(network, config.training.neftune_alpha, group)
-    expected = checkpoint_bytes(*model.counts(network), chosen, config.training.master_weights)
     work = flops.work(network)
     clock.lap("weights")
     engine = engines.initialize(network, config, settings)
+    shares = config.deepspeed.tensor_parallel_size
+    every, trained = (own * shares for own in model.counts(network))
+    expected = checkpoint_bytes(every, trained, chosen, config.training.master_weights)
+    if config.training.neftune_alpha is not None:  # after the engine, which may replace embeddings
+        neftune.install(network, config.training.neftune_alpha, group)
     use_loss_head(engine, cache.train, world)
     clock.lap("engine")
     # Rows whose sequences are shared are told apart as packed ones are.
@@ -161,10 +164,11 @@ def build(
         require_exact_split(engine, cache.train, world, group)
     plan = training_plan(config, cache.train.lengths, packed=packed)
     clock.lap("self-check")
-    seed_everything(config.training.seed, world.rank)
+    # Ranks that share layers draw the same dropout and noise, as they compute on the same tokens.
+    seed_everything(config.training.seed, world.rank // config.deepspeed.tensor_parallel_size)
     if found is not None:
         resume.require_same_batches(found.state, plan)
-        resume.load(engine, found, world)
+        resume.load(engine, found, world, config.deepspeed.tensor_parallel_size)
         if world.is_first:
             logger.info(
                 "resumed from checkpoint step-%d of attempt %d%s",
@@ -226,6 +230,7 @@ def training_plan(config: TrainConfig, lengths: np.ndarray[Any, Any], *, packed:
         max_tokens=config.training.max_tokens,
         packed=packed,
         sequence_ranks=config.deepspeed.sequence_parallel_size,
+        tensor_ranks=config.deepspeed.tensor_parallel_size,
     )
 
 
@@ -291,6 +296,6 @@ def go_back(parts: loop.Parts, step: int) -> None:
     """Put the model where it was after `step` steps. Collective."""
     checkpoints = parts.store.folder.checkpoints
     found = parts.world.first(lambda: resume.best(checkpoints, step))
-    resume.load(parts.engine, found, parts.world)
+    resume.load(parts.engine, found, parts.world, parts.plan.tensor_ranks)
     if parts.world.is_first:
         logger.info("exporting the best checkpoint, %s", found.directory.name)

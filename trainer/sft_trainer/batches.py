@@ -50,7 +50,8 @@ class Plan:
     same rows still belong to the same step, but each is a sequence of its own, and micro-batches are cut so
     that none has more tokens, padding included, than `micro_batch` full sequences.
 
-    `sequence_ranks` consecutive ranks have the same micro-batches, each a part of their positions.
+    `sequence_ranks` consecutive ranks have the same micro-batches, each a part of their positions; `tensor_ranks`
+    consecutive ranks all of them, and each a part of the layers.
     """
 
     lengths: NDArray[np.int64]
@@ -65,6 +66,7 @@ class Plan:
     max_tokens: int | None = None
     packed: bool = True
     sequence_ranks: int = 1
+    tensor_ranks: int = 1
     _packs: dict[int, list[Pack]] = field(default_factory=dict, repr=False)
 
     @property
@@ -112,12 +114,17 @@ class Plan:
 
     def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
         """What `rank` computes in `step`: as many micro-batches as every other rank."""
-        group, part = divmod(rank, self.sequence_ranks)
-        shares = balance(self.sequences(step), self.lengths, self.world_size // self.sequence_ranks)
+        group, part = divmod(rank // self.tensor_ranks, self.sequence_ranks)
+        groups = self.world_size // (self.sequence_ranks * self.tensor_ranks)
+        shares = balance(self.sequences(step), self.lengths, groups)
         cut = [self._cut(share) for share in shares]
         longest = max(len(batches) for batches in cut)
         mine = cut[group] + [MicroBatch([])] * (longest - len(cut[group]))
         return [replace(micro, part=part, parts=self.sequence_ranks) for micro in mine]
+
+    def counts(self, rank: int) -> bool:
+        """Whether `rank` is the one that counts what it reads, of those that read the same."""
+        return rank % self.tensor_ranks == 0
 
     def _cut(self, packs: list[Pack]) -> list[MicroBatch]:
         if self.packed or self.packer is one_row_each:

@@ -388,6 +388,7 @@ class DeepSpeed(Contract):
     offload_parameters: Offload = "None"
     activation_checkpointing: Recompute
     sequence_parallel_size: int = 1  # consecutive ranks which share sequences
+    tensor_parallel_size: int = 1  # consecutive ranks which share every layer
     config: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -460,8 +461,13 @@ class TrainConfig(Contract):
 
     @model_validator(mode="after")
     def _whole_groups(self) -> TrainConfig:
-        if self.topology.world_size % self.deepspeed.sequence_parallel_size:
-            raise ValueError("deepspeed: sequenceParallelSize does not divide the number of ranks")
+        sizes = {
+            "sequenceParallelSize": self.deepspeed.sequence_parallel_size,
+            "tensorParallelSize": self.deepspeed.tensor_parallel_size,
+        }
+        for name, size in sizes.items():
+            if self.topology.world_size % size:
+                raise ValueError(f"deepspeed: {name} does not divide the number of ranks")
         return self
 
 

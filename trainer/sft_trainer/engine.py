@@ -12,7 +12,7 @@ import torch
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import nn
 
-from sft_trainer import parameters
+from sft_trainer import parameters, tensor_parallel
 from sft_trainer.config import Precision, TrainConfig
 from sft_trainer.errors import UserError
 from sft_trainer.lossscale import LossScaler
@@ -69,7 +69,8 @@ def deepspeed_config(config: TrainConfig, precision: Precision) -> dict[str, Any
     devices = {name: {"device": "cpu"} for name, where in offloaded.items() if where == "CPU"}
     for name in devices:
         defaults["zero_optimization"][name] = {"pin_memory": on_gpu}
-    size = config.topology.world_size  # DeepSpeed knows nothing of ranks that share sequences, and need not
+    # Ranks that share sequences or layers count as if they had batches of their own: nothing follows from the number.
+    size = config.topology.world_size
     decided: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
@@ -84,6 +85,8 @@ def deepspeed_config(config: TrainConfig, precision: Precision) -> dict[str, Any
         decided["bf16"] |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
     if precision != "fp32" and stage > 0:  # stage 0 knows no other type than the model's
         decided["data_types"] = {"grad_accum_dtype": "fp32"}
+    if config.deepspeed.tensor_parallel_size > 1:
+        decided["tensor_parallel"] = tensor_parallel.settings(config.deepspeed.tensor_parallel_size)
     return merged(merged(defaults, raw), decided)
 
 
@@ -115,6 +118,8 @@ def initialize(model: nn.Module, config: TrainConfig, settings: dict[str, Any]) 
     """The engine around `model`, with the optimizer that `config` asks for; after `prepare`."""
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, config), config=settings)
     _undo_first_step(engine)
+    if config.deepspeed.tensor_parallel_size > 1:
+        tensor_parallel.complete(engine.module)
     if engine.fp16_enabled():
         engine.optimizer.loss_scaler = LossScaler.like(engine.optimizer.loss_scaler)
     engine.train()  # from_pretrained leaves a model in evaluation mode, without dropout or recomputation

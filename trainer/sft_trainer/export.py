@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 
-from sft_trainer import companions, foreign, precision, quantise
+from sft_trainer import companions, foreign, precision, quantise, tensor_parallel
 from sft_trainer.checkpoint import fence
 from sft_trainer.checkpoint.commit import require_space
 from sft_trainer.checkpoint.files import size_of, sync_directory
@@ -53,21 +53,26 @@ def export(parts: Parts, volume: Path) -> int:
     """
     ids = np.asarray(parts.rows.row(0)[0][:_PROBE_TOKENS], np.int64)
     expected = _probe(parts.engine, ids, parts.world.device)
-    state = gathered(parts.engine, parts.world, partial=parts.config.training.adapts)
+    shared = parts.plan.tensor_ranks > 1
+    state = gathered(parts.engine, parts.world, partial=parts.config.training.adapts, shared=shared)
     size = parts.world.first(lambda: _write(parts, volume, state or {}, ids, expected))
     if parts.world.is_first:
         logger.info("export %s: %.1f MB, reloaded and checked", parts.store.folder.export.name, size / 1e6)
     return size
 
 
-def gathered(engine: Engine, world: World, *, partial: bool) -> State | None:
+def gathered(engine: Engine, world: World, *, partial: bool, shared: bool = False) -> State | None:
     """The tensors of the model on the CPU of rank 0; `partial`: only those that are trained. Collective.
+
+    `shared`: ranks have layers between them.
 
     None on the other ranks: the host may have room for one copy of the model and not for one per rank.
     """
     if engine.zero_optimization_stage() == 3:
         state: State | None = engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=partial)
         return state
+    if shared:
+        return tensor_parallel.whole_state(engine.module, keep=world.is_first)
     if not world.is_first:
         return None
     names = {name for name, p in engine.module.named_parameters() if p.requires_grad}
@@ -101,7 +106,7 @@ def _write(
         shutil.rmtree(stale, ignore_errors=True)
     base = within(volume, parts.config.model.directory)
     dtype = export_dtype(base, parts.precision, full=parts.config.training.method == "Full")
-    require_space(folder.root, written_bytes(parts, dtype), "the export")
+    require_space(folder.root, written_bytes(parts, state, dtype), "the export")
     staging = folder.root / f".export-{parts.store.fence.run_id}"
     staging.mkdir()
     try:
@@ -114,11 +119,14 @@ def _write(
     return size_of(folder.export)
 
 
-def written_bytes(parts: Parts, dtype: torch.dtype) -> int:
+def written_bytes(parts: Parts, state: State, dtype: torch.dtype) -> int:
     """Size of the weights that an export writes: the model, its fp32 adapters, or both."""
-    every, trainable = counts(parts.engine.module)
     if parts.config.training.method == "Full":
-        return every * dtype.itemsize
+        tensors = {
+            tensor.data_ptr(): tensor for tensor in state.values()
+        }  # a rank may have a share of them only
+        return sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize
+    every, trainable = counts(parts.engine.module)
     choice = parts.config.export.format
     merged = 0 if choice == "Adapter" else (every - trainable) * dtype.itemsize
     return merged + (0 if choice == "Merged" else trainable * 4)

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from sft_trainer.softmax import Objective, softmax_gradient
+from sft_trainer.softmax import Objective, Share, softmax_gradient
 
 # Bytes of logits at once. Every further chunk reads and writes the weights' whole gradient once more, which a chunk of
 # 700 rows on a CPU, 4,000 on a GPU hides behind its matrix products.
@@ -36,11 +36,15 @@ class Asked:
             logits: torch.Tensor = super().forward(input)  # type: ignore[misc]
             return logits
         targets, objective = self.asked
-        return linear_cross_entropy(input, *self.tensors(), targets, objective).reshape(1, 1)
+        return linear_cross_entropy(input, *self.tensors(), targets, objective, self.share()).reshape(1, 1)
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight and bias."""
         raise NotImplementedError
+
+    def share(self) -> Share | None:
+        """Which part of the vocabulary they are; None: all of it."""
+        return None
 
 
 class LossHead(Asked, nn.Linear):
@@ -51,11 +55,15 @@ class LossHead(Asked, nn.Linear):
         return self.weight, self.bias
 
 
+KINDS: dict[type, type] = {nn.Linear: LossHead}
+"""Linear layers, and what they become; tensor_parallel.py knows more."""
+
+
 def install(model: Any) -> bool:
     """Make the output layer of `model` one that can be asked; False where it is not a plain linear layer."""
     layer = _output_layer(model)
-    if type(layer) is nn.Linear:
-        layer.__class__ = LossHead
+    if type(layer) in KINDS:
+        layer.__class__ = KINDS[type(layer)]
     elif _has_trained_rows(layer):
         layer.__class__ = _with_trained_rows(type(layer))
     return isinstance(layer, Asked)
@@ -65,7 +73,8 @@ def uninstall(model: Any) -> None:
     """Make it an ordinary layer again."""
     layer: Any = _output_layer(model)
     if isinstance(layer, Asked):
-        layer.__class__ = type(layer).__mro__[2]
+        kinds = type(layer).__mro__
+        layer.__class__ = kinds[kinds.index(Asked) + 1]
 
 
 def _has_trained_rows(layer: Any) -> bool:
@@ -107,12 +116,16 @@ def linear_cross_entropy(
     bias: torch.Tensor | None,
     targets: torch.Tensor,
     objective: Objective,
+    share: Share | None = None,
 ) -> torch.Tensor:
-    """The loss of logits = hidden [K, H] @ weight [V, H]^T + bias [V], an fp32 scalar. Backward once only."""
+    """The loss of logits = hidden [K, H] @ weight [V, H]^T + bias [V], an fp32 scalar. Backward once only.
+
+    Weight and bias may be a `share` of the vocabulary; then all ranks of its group call this, with the same `hidden`.
+    """
     tensors = [hidden, weight, bias]
     if not torch.is_grad_enabled():  # a function with its own gradient cannot see that inside
         tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
-    return cast(torch.Tensor, _LinearCrossEntropy.apply(*tensors, targets, objective))
+    return cast(torch.Tensor, _LinearCrossEntropy.apply(*tensors, targets, objective, share))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -126,6 +139,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         objective: Objective,
+        share: Share | None,
     ) -> torch.Tensor:
         objective, power = objective.split()
         wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
@@ -133,17 +147,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         of_hidden = torch.empty_like(hidden) if wanted[0] else None
         of_weight: torch.Tensor | None = None
         of_bias: torch.Tensor | None = None
-        for start, stop in _chunks(len(targets), weight):
+        for start, stop in _chunks(len(targets), weight, share):
             rows = hidden[start:stop]
             logits = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
             gradient = logits if any(wanted) else None
-            total += softmax_gradient(logits, targets[start:stop], objective.rows(start, stop), gradient)
+            part = objective.rows(start, stop)
+            total += softmax_gradient(logits, targets[start:stop], part, gradient, share)
             if of_hidden is not None:
                 torch.mm(logits, weight, out=of_hidden[start:stop])
             if wanted[1]:
                 of_weight = _added(of_weight, logits.t() @ rows)
             if wanted[2]:
                 of_bias = _added(of_bias, logits.sum(0))
+        if share is not None and of_hidden is not None:
+            share.sum(of_hidden)
         ctx.gradients = [
             of_hidden,
             None if of_weight is None else of_weight.to(weight.dtype),
@@ -156,13 +173,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # the last reference: autograd need not copy them
         factor = outputs[0] * ctx.power
-        return (*(None if g is None else g.mul_(factor.to(g.dtype)) for g in gradients), None, None)
+        return (*(None if g is None else g.mul_(factor.to(g.dtype)) for g in gradients), None, None, None)
 
 
-def _chunks(count: int, weight: torch.Tensor) -> Iterator[tuple[int, int]]:
-    """Ranges of `count` positions, as few as the budget allows and equally long."""
+def _chunks(count: int, weight: torch.Tensor, share: Share | None) -> Iterator[tuple[int, int]]:
+    """Ranges of `count` positions, as few as the budget allows and equally long; the same on all ranks of a share."""
     budget = _CHUNK_BYTES["cpu" if weight.device.type == "cpu" else "gpu"]
-    most = max(1, budget // (weight.shape[0] * weight.element_size()))
+    columns = weight.shape[0] if share is None else max(share.sizes)
+    most = max(1, budget // (columns * weight.element_size()))
     number = -(-count // most)
     rows = -(-count // number)
     for start in range(0, count, rows):

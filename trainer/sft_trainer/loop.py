@@ -195,7 +195,8 @@ def optimizer_step(parts: Parts, mine: Sequence[Batch], rate: float) -> OwnStep:
     own.weight = sum(batch.weight for batch in mine)
     (everywhere,) = world.sum([own.weight])
     laps.end("rank_wait")
-    # DeepSpeed averages gradients over ranks: times their number, it is the sum again.
+    # DeepSpeed averages gradients over ranks: times their number, it is the sum again. (Over those with tokens of
+    # their own: ranks that share layers count each token as often as they are, above and below the line.)
     scale = world.size / (everywhere or 1.0)
     own.loss_scale = engines.loss_scale(engine) if parts.precision == "fp16" else None
     losses = torch.zeros((), dtype=torch.float64, device=world.device)
@@ -207,12 +208,14 @@ def optimizer_step(parts: Parts, mine: Sequence[Batch], rate: float) -> OwnStep:
         losses += loss.detach()
         own.tokens += batch.tokens
         own.padding += batch.padding
-        own.flops += parts.work.flops(batch.tokens, batch.supervised, batch.pairs)
+        own.flops += parts.work.flops(batch.tokens, batch.supervised, batch.pairs) / parts.plan.tensor_ranks
         laps.end("backward")
     engines.set_learning_rate(engine, rate)
     norm = engines.step(engine)
     own.overflowed, own.norm = norm is None, math.nan if norm is None else norm
     own.loss_sum = float(losses) / scale
+    if not parts.plan.counts(world.rank):
+        own.tokens = own.padding = own.supervised = 0
     laps.end("optimizer")
     own.phases = laps.seconds()
     return own
@@ -260,6 +263,7 @@ def trainer_state(parts: Parts, step: int, loss: float | None) -> TrainerState:
         run_id=parts.store.fence.run_id,
         world_size=parts.world.size,
         zero_stage=config.deepspeed.zero_stage,
+        tensor_ranks=config.deepspeed.tensor_parallel_size,
         precision=parts.precision,
         optimizer=optimizers.family(config),
         packed=plan.packed,

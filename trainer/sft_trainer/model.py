@@ -51,6 +51,8 @@ def load(
             more["device_map"] = {"": torch.cuda.current_device()}  # where it is quantised
     model = _from_pretrained(directory, dtype if zero3 is None else "auto", attention, more)
     model.config.use_cache = False
+    if quantised:
+        quantise.leave_out_constants(model)
     if adapters is not None:
         from sft_trainer import lora  # peft: only where it is needed
 

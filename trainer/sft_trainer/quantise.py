@@ -39,6 +39,18 @@ def settings(dtype: torch.dtype) -> Any:
     )
 
 
+def leave_out_constants(model: Any) -> None:
+    """Let `model.state_dict()` have none of the constants of four-bit weights: checkpoints leave out what is frozen."""
+    for module in model.modules():
+        if type(getattr(module, "weight", None)).__name__ == _KIND:
+            module.register_state_dict_post_hook(_without_constants)
+
+
+def _without_constants(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}weight.")]:
+        del state[key]
+
+
 def dequantised(model: Any) -> dict[str, torch.Tensor]:
     """The four-bit weights of `model` as it computes with them, on the CPU, by the names of its base model."""
     found = {}

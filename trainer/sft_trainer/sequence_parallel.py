@@ -26,7 +26,7 @@ SPLIT = "split_sequences"
 # Attentions of which a head needs nothing but its own queries, keys and values, and positions.
 _WITHIN_DOCUMENTS = {attention.PER_DOCUMENT, flash.AT_ONCE}
 _FIELD = "deepspeed.sequenceParallelSize"
-# Their frequencies depend on the longest position of a pass, and here each rank sees its own positions.
+# Their frequencies depend on the longest position of a pass, which may lie on another rank.
 _MOVING_ROTATIONS = {"dynamic", "longrope"}
 
 
@@ -57,7 +57,9 @@ def use(model: Any, group: Group) -> None:
     if used not in _WITHIN_DOCUMENTS:
         raise unsupported("its attention is neither FlashAttention nor SDPA with a causal mask or a window")
     if _rotations(config) & _MOVING_ROTATIONS:
-        raise unsupported("its rotary embedding changes with the longest position of a pass")
+        for module in model.modules():
+            if hasattr(module, "original_inv_freq"):
+                _rotate_whole(module, group)
     AttentionInterface.register(SPLIT, functools.partial(_attend, group, AttentionInterface()[used]))
     AttentionMaskInterface.register(SPLIT, AttentionMaskInterface()[used])
     model.set_attn_implementation(SPLIT)
@@ -79,13 +81,28 @@ def _rotations(config: Any) -> set[Any]:
     return {part.get("rope_type") for part in (stated, *stated.values()) if isinstance(part, dict)}
 
 
+def _rotate_whole(rotary: torch.nn.Module, group: Group) -> None:
+    """Let a rotary embedding of transformers see the positions of all ranks, and give this rank's angles."""
+
+    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if "position_ids" in kwargs:
+            return args, {**kwargs, "position_ids": whole(kwargs["position_ids"], group)}
+        return (args[0], whole(args[1], group), *args[2:]), kwargs
+
+    def after(module: Any, args: Any, angles: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(own_part(each, group) for each in angles)
+
+    rotary.register_forward_pre_hook(before, with_kwargs=True)
+    rotary.register_forward_hook(after)
+
+
 def whole(positions: torch.Tensor, group: Group | None) -> torch.Tensor:
     """The positions [B, T] of which this rank has [B, T / size]. Collective; once a pass, all layers ask the same."""
     return positions if group is None else _gathered(positions, group)
 
 
 def own_part(whole: torch.Tensor, group: Group | None) -> torch.Tensor:
-    """Of [B, T] this rank's columns."""
+    """Of [B, T, ...] this rank's columns."""
     return whole if group is None else whole.chunk(group.size, dim=1)[dist.get_rank(group.ranks)]
 
 

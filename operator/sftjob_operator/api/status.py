@@ -80,6 +80,7 @@ class PlanStatus(StatusModel):
     gradient_accumulation_steps: int = Field(description="Forward passes per optimizer step.")
     activation_checkpointing: str = Field(description="None, Selective or Full.")
     sequence_parallel_size: int = Field(1, description="Ranks that share sequences.")
+    tensor_parallel_size: int = Field(1, description="Ranks that share layers.")
     world_size: int = Field(description="Ranks.")
     tokens_per_step: int = Field(description="globalBatchSize times maxLength.")
     memory: PlanMemory = Field(description="Memory estimate.")

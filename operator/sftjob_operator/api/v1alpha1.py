@@ -461,12 +461,18 @@ class DeepSpeed(ApiModel):
     )
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None,
-        description="Sequences per GPU and forward pass (with sequenceParallelSize, per group of GPUs that share them).",
+        description="Sequences per GPU and forward pass (with sequenceParallelSize or tensorParallelSize, per group "
+        "of GPUs that share them).",
     )
     sequence_parallel_size: Annotated[int, Field(ge=1, le=1024)] = Field(
         1,
         description="So many consecutive GPUs share sequences, each a part of their tokens, and exchange heads for tokens "
         "around attention (Ulysses): for long contexts. It divides the number of GPUs and of attention heads. Default 1.",
+    )
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1,
+        description="So many consecutive GPUs have every layer between them (AutoTP): a share of the heads, of the MLP and "
+        "of the vocabulary each. It divides the GPUs of a node, and the attention heads. Default 1.",
     )
     activation_checkpointing: Literal["None", "Selective", "Full"] | None = Field(
         None,

@@ -77,6 +77,7 @@ def train_config(job: SFTJob, chosen: Plan, facts: config.PrepareResult, number:
             offload_parameters=chosen.offload_parameters,
             activation_checkpointing=chosen.activation_checkpointing,
             sequence_parallel_size=chosen.sequence_ranks,
+            tensor_parallel_size=chosen.tensor_ranks,
             config=dict(wanted.raw),
         ),
         topology=config.Topology(

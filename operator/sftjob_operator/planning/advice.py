@@ -24,8 +24,10 @@ def fits_message(spec: Spec, chosen: PlanStatus) -> str:
     """One sentence for Planned=True."""
     unit = "GPU" if spec.workers.gpus_per_node else "process"
     passes = chosen.gradient_accumulation_steps
-    shared = chosen.sequence_parallel_size
-    whose = unit if shared == 1 else f"{shared} {_PLURAL[unit]} that share sequences"
+    whose = unit
+    for shared, what in (chosen.sequence_parallel_size, "sequences"), (chosen.tensor_parallel_size, "layers"):
+        if shared > 1:
+            whose = f"{shared} {_PLURAL[unit]} that share {what}"
     parts = [f"ZeRO-{chosen.zero_stage}", f"micro-batch {chosen.micro_batch_size} x {passes} per {whose}"]
     if chosen.activation_checkpointing != "None":
         parts.append(f"{_RECOMPUTE[chosen.activation_checkpointing]}activation checkpointing")
@@ -79,7 +81,8 @@ def _nodes(spec: Spec, model: ModelFacts, hardware: Hardware) -> str | None:
     while nodes <= _MOST_NODES:
         more: Changes = {"workers": {"nodes": nodes}}
         words = f"spec.workers.nodes: {nodes}"
-        groups = max(1, nodes * ranks // spec.deepspeed.sequence_parallel_size)
+        sharing = spec.deepspeed.sequence_parallel_size * spec.deepspeed.tensor_parallel_size
+        groups = max(1, nodes * ranks // sharing)
         if spec.training.global_batch_size % groups:
             size = -(-spec.training.global_batch_size // groups) * groups
             more["training"] = {"global_batch_size": size}

@@ -1,6 +1,6 @@
 """The identity of batch sizes, checked first: globalBatchSize = ranks x microBatchSize x accumulation.
 
-Ranks that share sequences (sequenceParallelSize) count as one here.
+Ranks that share sequences (sequenceParallelSize) or layers (tensorParallelSize) count as one here.
 """
 
 from __future__ import annotations
@@ -37,23 +37,35 @@ class BatchSizes:
 
 def replicas(spec: Spec, world_size: int) -> int:
     """Groups of ranks with sequences of their own; SpecError where ranks would be left over."""
-    size = spec.deepspeed.sequence_parallel_size
-    if world_size % size:
-        fitting = ", ".join(str(each) for each in range(1, min(world_size, 64) + 1) if world_size % each == 0)
-        raise SpecError(
-            "SequenceParallelNotDivisible",
-            f"spec.deepspeed.sequenceParallelSize ({size}) does not divide the number of ranks ({world_size}), which is "
-            f"spec.workers.nodes times gpusPerNode or processesPerNode; what does: {fitting}",
-        )
-    return world_size // size
+    chosen = spec.deepspeed
+    per_node = "gpusPerNode or processesPerNode"
+    ranks = f"ranks ({world_size}), which is spec.workers.nodes times {per_node}"
+    field, size = "sequenceParallelSize", chosen.sequence_parallel_size
+    _require_divisor("SequenceParallelNotDivisible", field, size, world_size, ranks)
+    local = spec.workers.gpus_per_node or spec.workers.processes_per_node or 1
+    ranks = f"ranks of a node ({local}), which is spec.workers.{per_node}"
+    field, size = "tensorParallelSize", chosen.tensor_parallel_size
+    _require_divisor("TensorParallelNotDivisible", field, size, local, ranks)
+    # at least one: sharing both ways is refused as such (combinations)
+    return max(1, world_size // (chosen.sequence_parallel_size * chosen.tensor_parallel_size))
+
+
+def _require_divisor(reason: str, field: str, size: int, number: int, what: str) -> None:
+    if number % size == 0:
+        return
+    fitting = ", ".join(str(each) for each in range(1, min(number, 64) + 1) if number % each == 0)
+    raise SpecError(
+        reason,
+        f"spec.deepspeed.{field} ({size}) does not divide the number of {what}; what does: {fitting}",
+    )
 
 
 def batch_sizes(spec: Spec, raw: Mapping[str, Any], world_size: int) -> BatchSizes:
     """The sizes a spec asks for; SpecError names both fields of a contradiction, or the nearest sizes."""
     ranks = "ranks"
-    if spec.deepspeed.sequence_parallel_size > 1:
-        ranks = f"groups of {spec.deepspeed.sequence_parallel_size} ranks"
-        world_size = replicas(spec, world_size)
+    if (groups := replicas(spec, world_size)) < world_size:
+        ranks = f"groups of {world_size // groups} ranks"
+        world_size = groups
     micro = _merged(
         _MICRO, spec.deepspeed.micro_batch_size, _RAW_MICRO, raw.get("train_micro_batch_size_per_gpu")
     )

@@ -46,6 +46,44 @@ ROWS = (
         lambda spec, wanted: spec.model.attention == "Eager" and wanted.sequence_ranks > 1,
     ),
     Row(
+        "deepspeed.tensorParallelSize above 1 and deepspeed.sequenceParallelSize above 1",
+        "a group of ranks shares either layers or sequences",
+        "set one of them to 1",
+        lambda spec, wanted: wanted.tensor_ranks > 1 and wanted.sequence_ranks > 1,
+    ),
+    Row(
+        "deepspeed.tensorParallelSize above 1 and deepspeed.zeroStage 0 or 3",
+        "stage 0 knows only the gradient norm of a rank's own share, and stage 3 parts all weights already",
+        "set deepspeed.zeroStage to 1 or 2, or remove it",
+        lambda spec, wanted: wanted.tensor_ranks > 1 and wanted.zero_stage in (0, 3),
+    ),
+    Row(
+        "deepspeed.tensorParallelSize above 1 and deepspeed.activationCheckpointing Selective",
+        "DeepSpeed adds up the shares of a matrix product in place, and what is kept of it would be added up twice",
+        "set deepspeed.activationCheckpointing to None or Full, or remove it",
+        lambda spec, wanted: wanted.tensor_ranks > 1 and wanted.activation_checkpointing == "Selective",
+    ),
+    Row(
+        "deepspeed.tensorParallelSize above 1 and training.method LoRA or QLoRA",
+        "adapters lie beside whole layers",
+        "remove deepspeed.tensorParallelSize, or set training.method to Full",
+        lambda spec, wanted: wanted.tensor_ranks > 1 and spec.training.method != "Full",
+    ),
+    Row(
+        "deepspeed.tensorParallelSize above 1 and training.optimizer.type Muon",
+        "it takes whole matrices to orthogonal ones",
+        "remove deepspeed.tensorParallelSize, or set training.optimizer.type to AdamW",
+        lambda spec, wanted: wanted.tensor_ranks > 1 and _is_muon(spec),
+    ),
+    Row(
+        "deepspeed.tensorParallelSize above 1 and deepspeed.offloadOptimizer or offloadParameters CPU",
+        "neither is tested with the other, and stage 3 offloads what does not fit",
+        "remove deepspeed.tensorParallelSize, or what is offloaded",
+        lambda spec, wanted: (
+            wanted.tensor_ranks > 1 and "CPU" in (wanted.offload_optimizer, wanted.offload_parameters)
+        ),
+    ),
+    Row(
         "model.attention FlashAttention and training.precision fp32",
         "it computes in bf16 and fp16",
         "set model.attention to SDPA, or remove it; or training.precision to bf16",

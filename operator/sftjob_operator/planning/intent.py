@@ -29,6 +29,7 @@ class Intent:
     nodes: int
     processes_per_node: int
     sequence_ranks: int
+    tensor_ranks: int
     accelerator: Literal["gpu", "cpu"]
     global_batch_size: int
     micro_batch_size: int | None
@@ -54,8 +55,8 @@ class Intent:
 
     @property
     def replicas(self) -> int:
-        """Number of ranks, or of groups that share sequences, with batches of their own."""
-        return self.world_size // self.sequence_ranks
+        """Number of ranks, or of groups that share sequences or layers, with batches of their own."""
+        return self.world_size // (self.sequence_ranks * self.tensor_ranks)
 
 
 def intent(spec: Spec) -> Intent:
@@ -72,6 +73,7 @@ def intent(spec: Spec) -> Intent:
         nodes=workers.nodes,
         processes_per_node=processes,
         sequence_ranks=spec.deepspeed.sequence_parallel_size,
+        tensor_ranks=spec.deepspeed.tensor_parallel_size,
         accelerator="gpu" if workers.gpus_per_node else "cpu",
         global_batch_size=sizes.global_size,
         micro_batch_size=sizes.micro_size,
@@ -85,7 +87,7 @@ def intent(spec: Spec) -> Intent:
         stages=_stages(spec),
         secondary_size=_secondary_size(raw),
         quantizes=any(section_of(raw, "zero_optimization").get(key) for key in QUANTIZED),
-        may_offload=spec.training.master_weights == "FP32" and spec.training.optimizer.type != "Muon",
+        may_offload=_may_offload(spec),
         activation_checkpointing=spec.deepspeed.activation_checkpointing,
         precision=precision,
         max_grad_norm=norm,
@@ -109,8 +111,14 @@ def _stages(spec: Spec) -> tuple[int, ...]:
     if spec.training.optimizer.type == "Muon":
         return (0,)
     needs_whole = is_dora(spec) or trains_rows(spec) or spec.training.method == "QLoRA"
-    lowest = 0 if spec.training.master_weights == "FP32" else 2
-    return tuple(range(lowest, 3 if needs_whole else 4))
+    shares = spec.deepspeed.tensor_parallel_size > 1
+    lowest = 2 if spec.training.master_weights != "FP32" else int(shares)
+    return tuple(range(lowest, 3 if needs_whole or shares else 4))
+
+
+def _may_offload(spec: Spec) -> bool:
+    is_plain = spec.training.master_weights == "FP32" and spec.training.optimizer.type != "Muon"
+    return is_plain and spec.deepspeed.tensor_parallel_size == 1
 
 
 def is_dora(spec: Spec) -> bool:

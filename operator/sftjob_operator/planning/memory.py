@@ -76,6 +76,7 @@ class Shape:
     quantised: bool = False
     """The frozen linear layers in four bits (QLoRA)."""
     sequence_ranks: int = 1
+    tensor_ranks: int = 1
 
     @property
     def tokens(self) -> int:
@@ -107,9 +108,9 @@ class Memory:
 def estimate(model: ModelFacts, shape: Shape) -> Memory:
     """The need of one rank."""
     size = 4 if shape.precision == "fp32" else 2
-    trained = _trained(model, shape)
-    parameters = model.parameters + (0 if shape.lora_rank is None else trained)
-    share, stage = max(shape.world_size, 1), shape.zero_stage
+    trained = _of_one(model, shape, _trained(model, shape))
+    parameters = _of_one(model, shape, model.parameters) + (0 if shape.lora_rank is None else trained)
+    share, stage = max(shape.world_size // shape.tensor_ranks, 1), shape.zero_stage
     weights = parameters * size
     if shape.quantised:
         # experts are no linear layers of their own, and stay as they are
@@ -162,6 +163,15 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
     )
 
 
+def _of_one(model: ModelFacts, shape: Shape, elements: int) -> int:
+    """Those that one rank has where layers are shared: norms are whole, and an embedding that is not the head too."""
+    if shape.tensor_ranks == 1:
+        return elements
+    whole = (2 * model.layers + 1) * model.hidden_size
+    whole += 0 if model.tied_embeddings else model.vocabulary_size * model.hidden_size
+    return min(whole, elements) + max(0, elements - whole) // shape.tensor_ranks
+
+
 def _trained(model: ModelFacts, shape: Shape) -> int:
     """Elements of the parameters that are updated."""
     if shape.lora_rank is None:
@@ -205,12 +215,13 @@ def _gathered(model: ModelFacts) -> int:
 
 def _logits(model: ModelFacts, shape: Shape, size: int) -> int:
     """A chunk of them, and the gradient of a trained head, which is summed in fp32 if there are more chunks."""
-    whole = shape.tokens * model.vocabulary_size * size
+    vocabulary = -(-model.vocabulary_size // shape.tensor_ranks)
+    whole = shape.tokens * vocabulary * size
     piece = _LOSS_PIECE[shape.accelerator]
     if model.architecture.startswith(_WHOLE_LOGITS):
         return whole + piece
     chunk = min(whole, _LOGITS_CHUNK[shape.accelerator])
-    head = model.vocabulary_size * model.hidden_size
+    head = vocabulary * model.hidden_size
     gradient = head * (size if chunk == whole else size + 4)
     if shape.lora_rank is not None:
         # of trained rows the whole head's gradient, and peft's copy of it with them in it
@@ -224,7 +235,8 @@ def _activations(model: ModelFacts, shape: Shape, size: int) -> int:
     2 norm outputs, q, k, v, attention output, its projection and the residual (8 hidden), gate, up,
     activation and their product (4 intermediate); besides two norm inputs in fp32 (2 hidden x 4 bytes).
     Where ranks share sequences, attention's output is kept twice, for its heads and for its positions, and while a
-    layer exchanges there are its q, k and v (3 hidden) as sent and as received.
+    layer exchanges there are its q, k and v (3 hidden) as sent and as received. Where they share layers, each has its part
+    of q, k, v and attention's output (4 hidden), and of the intermediate ones.
     With checkpointing one layer at a time is there in full, and of every layer its input (Full), or its input, q,
     k, v, attention output, the two projections back (7 hidden), gate and up (2 intermediate) (Selective).
     """
@@ -233,8 +245,11 @@ def _activations(model: ModelFacts, shape: Shape, size: int) -> int:
     stored, passing = _pairs_of_tokens(model, shape, size)
     kept_twice = hidden if shape.sequence_ranks > 1 else 0
     passing += 6 * tokens * size * kept_twice
-    layer = tokens * (size * (8 * hidden + kept_twice + 4 * middle) + 8 * hidden) + stored
-    kept = {"None": 0, "Selective": 7 * hidden + 2 * middle, "Full": hidden}[shape.checkpointing]
+    parts = shape.tensor_ranks
+    own = (4 * hidden + 4 * middle) // parts
+    layer = tokens * (size * (4 * hidden + own + kept_twice) + 8 * hidden) + stored
+    selected = 3 * hidden + (4 * hidden + 2 * middle) // parts
+    kept = {"None": 0, "Selective": selected, "Full": hidden}[shape.checkpointing]
     if kept:
         return tokens * model.layers * size * kept + layer + passing
     return model.layers * layer + passing
@@ -253,6 +268,6 @@ def _pairs_of_tokens(model: ModelFacts, shape: Shape, size: int) -> tuple[int, i
     if shape.attention == "FlashAttention":  # that, or an error
         return 0, 0
     if shape.attention == "Eager" or model.architecture.startswith(_EAGER):
-        scores = pairs * model.heads
+        scores = pairs * model.heads // shape.tensor_ranks
         return scores * (4 if size == 4 else 4 + size), scores * (size + 4)
     return 0 if model.architecture in _NO_MASK else 2 * size * pairs, 0

@@ -39,6 +39,7 @@ class Plan:
     gradient_accumulation_steps: int
     activation_checkpointing: Recompute
     sequence_ranks: int
+    tensor_ranks: int
     world_size: int
     tokens_per_step: int
     memory_bytes: int
@@ -48,15 +49,16 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """Digest of the choices (not of the estimate, nor of offloading and shared sequences where there are none)."""
+        """Digest of the choices (not of the estimate, nor of what is offloaded or shared where nothing is)."""
         choices = asdict(self)
         for name in ("memory_bytes", "available_bytes", "host_bytes", "decided"):
             del choices[name]
         for name in ("offload_optimizer", "offload_parameters"):
             if choices[name] == "None":
                 del choices[name]
-        if choices["sequence_ranks"] == 1:
-            del choices["sequence_ranks"]
+        for name in ("sequence_ranks", "tensor_ranks"):
+            if choices[name] == 1:
+                del choices[name]
         return hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -84,6 +86,7 @@ class Plan:
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             activation_checkpointing=self.activation_checkpointing,
             sequence_parallel_size=self.sequence_ranks,
+            tensor_parallel_size=self.tensor_ranks,
             world_size=self.world_size,
             tokens_per_step=self.tokens_per_step,
             memory=PlanMemory(per_gpu=mebibytes(self.memory_bytes), available=available, host=host),
@@ -113,7 +116,7 @@ class NoFit:
     host_bytes: int | None = None
     """Set where the smallest would fit the GPU, but not the pod."""
     indivisible: str | None = None
-    """Set where no memory would help: why the model's sequences cannot be shared so."""
+    """Set where no memory would help: why the model's sequences or layers cannot be shared so."""
 
 
 def plan(
@@ -134,7 +137,7 @@ def plan(
     available, host = available_bytes(spec, hardware), host_bytes(spec, hardware)
     if keep is not None and keep.world_size == wanted.world_size:
         return _kept(spec, wanted, keep)
-    if (why := indivisible(model, wanted.sequence_ranks)) is not None:
+    if (why := indivisible(model, wanted.sequence_ranks, wanted.tensor_ranks)) is not None:
         first = next(candidates(spec, wanted, model, "bf16", known=False, host_known=False))
         return NoFit(first, available or 0, indivisible=why)
     smallest: Candidate | None = None
@@ -195,6 +198,7 @@ def candidates(
                 offload_optimizer=optimizer,
                 offload_parameters=parameters,
                 sequence_ranks=wanted.sequence_ranks,
+                tensor_ranks=wanted.tensor_ranks,
                 attention=spec.model.attention,
             )
             yield Candidate(stage, micro, checkpointing, optimizer, parameters, estimate(model, shape))
@@ -273,7 +277,7 @@ def _stages(
 def _checkpointing(wanted: Intent) -> tuple[Recompute, ...]:
     if wanted.activation_checkpointing is not None:
         return (wanted.activation_checkpointing,)
-    return ("None", "Selective", "Full")
+    return ("None", "Full") if wanted.tensor_ranks > 1 else ("None", "Selective", "Full")
 
 
 def _micro_batches(wanted: Intent, max_length: int) -> list[int]:
@@ -306,6 +310,7 @@ def _plan(spec: Spec, wanted: Intent, chosen: Candidate, available: int | None) 
         offload_optimizer=chosen.offload_optimizer,
         offload_parameters=chosen.offload_parameters,
         sequence_ranks=wanted.sequence_ranks,
+        tensor_ranks=wanted.tensor_ranks,
         world_size=wanted.world_size,
         tokens_per_step=wanted.global_batch_size * spec.data.max_length,
         memory_bytes=chosen.memory.total,
@@ -325,6 +330,7 @@ def _kept(spec: Spec, wanted: Intent, keep: PlanStatus) -> Plan:
         offload_optimizer="CPU" if keep.offload_optimizer == "CPU" else "None",
         offload_parameters="CPU" if keep.offload_parameters == "CPU" else "None",
         sequence_ranks=wanted.sequence_ranks,
+        tensor_ranks=wanted.tensor_ranks,
         world_size=wanted.world_size,
         tokens_per_step=wanted.global_batch_size * spec.data.max_length,
         memory_bytes=quantity_bytes(keep.memory.per_gpu),

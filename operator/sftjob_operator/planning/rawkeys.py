@@ -90,7 +90,7 @@ REFUSED = {
     "seq_parallel_communication_data_type": "gradients of ranks that share sequences are reduced like all others",
     "sequence_parallel_size": _SEQUENCE,
     "sparse_attention": "sparse attention is not supported by this version",
-    "tensor_parallel": "every rank would hold a share of each layer, which loss, checkpoints and export take for the whole",
+    "tensor_parallel": "set spec.deepspeed.tensorParallelSize instead",
     "torch_autocast": _PRECISION,
     "use_data_before_expert_parallelism": _EXPERTS,
     "weight_quantization": "quantised training is not supported by this version",

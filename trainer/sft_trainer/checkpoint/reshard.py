@@ -46,9 +46,13 @@ class Saved:
     loss_scaler: Any
 
 
-def read(directory: Path, ranks: int, stage: int) -> Saved:
-    """What `ranks` ranks saved in `directory` with ZeRO `stage` 1, 2 or 3. The files are mapped, not read."""
-    shards = [_load(directory, f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt") for rank in range(ranks)]
+def read(directory: Path, ranks: int, stage: int, share: int = 0) -> Saved:
+    """What `ranks` ranks saved in `directory` with ZeRO `stage` 1, 2 or 3. The files are mapped, not read.
+
+    Where layers were shared, those ranks that had this `share` of them.
+    """
+    own = f"mp_rank_{share:02d}_optim_states.pt"
+    shards = [_load(directory, f"*zero_pp_rank_{rank}_{own}") for rank in range(ranks)]
     states = [shard["optimizer_state_dict"] for shard in shards]
     fragments: dict[str, list[Fragment]] = defaultdict(list)
     if stage == 3:

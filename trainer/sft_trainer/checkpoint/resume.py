@@ -160,6 +160,21 @@ def require_same_optimizer(saved: TrainerState, config: TrainConfig) -> None:
         )
 
 
+def require_same_shares(saved: TrainerState, config: TrainConfig) -> None:
+    """Nothing when each rank of this run has a share of the layers that a rank had which wrote `saved`.
+
+    Raises:
+        UserError: they were cut into another number of parts.
+    """
+    mine = config.deepspeed.tensor_parallel_size
+    if saved.tensor_ranks != mine:
+        raise UserError(
+            "TensorParallelChanged",
+            f"step-{saved.step} was saved with deepspeed.tensorParallelSize {saved.tensor_ranks} and this run has {mine}: "
+            "set it back, or start under another metadata.name",
+        )
+
+
 def require_same_batches(saved: TrainerState, plan: Plan) -> None:
     """Nothing when `plan` reads on where `saved` stopped.
 
@@ -187,10 +202,11 @@ def require_same_batches(saved: TrainerState, plan: Plan) -> None:
         )
 
 
-def load(engine: Engine, found: Found, world: World) -> None:
+def load(engine: Engine, found: Found, world: World, tensor_ranks: int = 1) -> None:
     """Put the training where `found` left it, random generators included. Collective.
 
-    The generators of another number of ranks start anew, from seed, step and rank.
+    The generators of another number of ranks start anew, from seed, step and rank. Of layers that `tensor_ranks` ranks
+    have between them each goes on with its own share.
 
     Raises:
         Crash: it cannot be loaded. Where that is because of bytes between the sampled ones it was set aside.
@@ -200,15 +216,16 @@ def load(engine: Engine, found: Found, world: World) -> None:
     same_size = saved.world_size == world.size
     try:
         if saved.zero_stage > 0 and not (same_size and saved.zero_stage == engine.zero_optimization_stage()):
-            files = found.directory / ENGINE_TAG
-            reshard.load(engine, reshard.read(files, saved.world_size, saved.zero_stage), world.rank)
+            files, (group, share) = found.directory / ENGINE_TAG, divmod(world.rank, tensor_ranks)
+            parts = reshard.read(files, saved.world_size // tensor_ranks, saved.zero_stage, share)
+            reshard.load(engine, parts, group)
             engine.global_steps = saved.step
         else:
             _load_as_saved(engine, found.directory)
         if same_size:
             state.load_random(found.directory, world.rank)
         else:
-            state.seed_random(saved.seed, saved.step, world.rank)
+            state.seed_random(saved.seed, saved.step, world.rank // tensor_ranks)
     except Exception as error:
         if (wrong := manifest.problem(found.directory, every_byte=True)) is not None:
             raise _damaged(found, wrong) from error

@@ -38,6 +38,7 @@ class TrainerState(Report):
     run_id: str
     world_size: int
     zero_stage: int
+    tensor_ranks: int = 1  # which share layers
     precision: Precision
     optimizer: str = "Adam"  # sft_trainer.optimizers.family
     packed: bool

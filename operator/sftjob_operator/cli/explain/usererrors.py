@@ -103,6 +103,10 @@ _MODEL = {
         "The sequences of this model cannot be split over so many ranks, or not at all.",
         "Set spec.deepspeed.sequenceParallelSize to 1, or to a size that is named, in a job created anew.",
     ),
+    "TensorParallelChanged": Advice(
+        "The checkpoint is of ranks which had other shares of the layers.",
+        "Set spec.deepspeed.tensorParallelSize back, or use another metadata.name.",
+    ),
     "AttentionUnsupported": Advice(
         "spec.model.attention names what this model, this image or this GPU does not have.",
         "Set it to what the message says, or remove it to have it chosen.",

@@ -41,6 +41,10 @@ _ACCEPTED = {
         "The ranks do not come out even in groups that share sequences.",
         "Set spec.deepspeed.sequenceParallelSize to one of the sizes that are named, or another number of nodes.",
     ),
+    "TensorParallelNotDivisible": Advice(
+        "The ranks of a node do not come out even in groups that share layers.",
+        "Set spec.deepspeed.tensorParallelSize to one of the sizes that are named.",
+    ),
     "PodSecurity": Advice(
         "A podTemplate asks for more of its node than the platform allows (operator.podSecurity of the chart).",
         "Leave out what the message names, or ask the platform's people.",
