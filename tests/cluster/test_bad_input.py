@@ -105,7 +105,7 @@ def test_gpus_that_no_node_has_are_planned_for_by_the_nodes_labels_and_waited_fo
     finally:
         rooms.kube.kubectl("label", "nodes", "--all", f"{label}-", check=True)
     assert "nvidia.com/gpu" in found["message"]
-    assert rooms.job("no-gpu")["status"]["plan"]["memory"]["available"] == "24Gi"
+    assert rooms.job("no-gpu")["status"]["plan"]["memory"]["available"] == "24576Mi"
     rooms.kube.kubectl("delete", "sftjob", "no-gpu", "-n", rooms.namespace, check=True)
 
 
