@@ -94,11 +94,12 @@ RUN --mount=type=secret,id=package-index,target=/run/package-index \
     uv pip install --quiet --python /opt/sftjob --require-hashes -r requirements/trainer${TORCH_BACKEND:+-$TORCH_BACKEND}.txt
 
 # What needs nvcc and would otherwise be compiled at first use, with an nvcc that no pod has. It is that of torch's own
-# CUDA version, comes as a wheel and does not stay; torches of other indexes go without. DeepSpeed's FusedAdam is compiled
-# here; CPUAdam is not: it is compiled for the very CPU it is built on, and would crash on an older one.
+# CUDA version, comes as a wheel and does not stay; torches of other indexes go without. By default nothing is: the
+# optimizers are torch's own fused ones, on CPUs too.
 FROM trainer-environment AS trainer-kernels
-# Others of DeepSpeed's operations, such as DS_BUILD_QUANTIZER=1 for ZeRO++'s quantised communication, can be added.
-ARG DEEPSPEED_OPS="DS_BUILD_FUSED_ADAM=1"
+# Operations of DeepSpeed, such as "DS_BUILD_QUANTIZER=1" for ZeRO++'s quantised communication. Not CPUAdam: it is
+# compiled for the very CPU it is built on, and would crash on an older one.
+ARG DEEPSPEED_OPS=
 ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 # 1: the package flash-attn too, for the architectures of FLASH_ATTN_CUDA_ARCHS: an hour on many cores, 2 GB of memory a job.
 ARG FLASH_ATTENTION=

@@ -14,22 +14,31 @@ from sft_trainer.precision import native
 
 pytestmark = pytest.mark.processes
 
-CELLS = [(precision, stage) for stage in (1, 2, 3) for precision in ("fp32", "bf16")]
+CELLS = [(precision, stage, 0) for stage in (1, 2, 3) for precision in ("fp32", "bf16")]
+OFFLOADED = [
+    ("bf16", 3, 2),
+    *(pytest.param("fp32", stage, 1, marks=pytest.mark.soak) for stage in (1, 2, 3)),
+]
 
 
-def job(volume: Path, precision: str, stage: int) -> gang.Job:
+def job(volume: Path, precision: str, stage: int, offloaded: int = 0) -> gang.Job:
+    """With nothing offloaded to the CPU, the optimizer, or that and the parameters."""
     noise = 5.0 if stage == 2 else None  # drawn anew in every step
     changes = {
         "training__precision": precision,
         "training__neftuneAlpha": noise,
         "deepspeed__zeroStage": stage,
+        "deepspeed__offloadOptimizer": "CPU" if offloaded > 0 else "None",
+        "deepspeed__offloadParameters": "CPU" if offloaded > 1 else "None",
     }
     return gang.Job(volume, changes=changes)
 
 
-@pytest.mark.parametrize(("precision", "stage"), CELLS)
-def test_the_loss_after_kill_9_and_resume_is_bit_equal(precision: str, stage: int, tmp_path: Path) -> None:
-    whole, killed = job(tmp_path / "whole", precision, stage), job(tmp_path / "killed", precision, stage)
+@pytest.mark.parametrize(("precision", "stage", "offloaded"), CELLS + OFFLOADED)
+def test_the_loss_after_kill_9_and_resume_is_bit_equal(
+    precision: str, stage: int, offloaded: int, tmp_path: Path
+) -> None:
+    whole, killed = (job(tmp_path / name, precision, stage, offloaded) for name in ("whole", "killed"))
     assert whole.run().codes == [0, 0]
 
     with killed.start() as run:
