@@ -441,9 +441,10 @@ SOAK_BYTES = 2 * 2**30
 
 def peak_bytes() -> int:
     """Peak resident memory of a process that prepares what the room's prepare.json says."""
-    script = (
-        "import resource, sys; from sft_trainer import prepare; code = prepare.main(); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    script = (  # getrusage would tell the highest of the parent too: it is kept over exec
+        "import pathlib, sys; from sft_trainer import prepare; code = prepare.main(); "
+        "status = pathlib.Path('/proc/self/status').read_text(); "
+        "print(status.split('VmHWM:')[1].split()[0]); sys.exit(code)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True)

@@ -159,6 +159,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 of_weight = _added(of_weight, logits.t() @ rows)
             if wanted[2]:
                 of_bias = _added(of_bias, logits.sum(0))
+            del logits, gradient  # else the next chunk is computed beside this one
         if share is not None and of_hidden is not None:
             share.sum(of_hidden)
         ctx.gradients = [
