@@ -122,9 +122,8 @@ def _write(
 def written_bytes(parts: Parts, state: State, dtype: torch.dtype) -> int:
     """Size of the weights that an export writes: the model, its fp32 adapters, or both."""
     if parts.config.training.method == "Full":
-        tensors = {
-            tensor.data_ptr(): tensor for tensor in state.values()
-        }  # a rank may have a share of them only
+        # Of the state, not the model: a rank may have a share of the layers only. What is tied counts once.
+        tensors = {tensor.data_ptr(): tensor for tensor in state.values()}
         return sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize
     every, trainable = counts(parts.engine.module)
     choice = parts.config.export.format
