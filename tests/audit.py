@@ -12,6 +12,7 @@ from rooms import SYSTEM
 
 OPERATOR = f"system:serviceaccount:{SYSTEM}:sftjob"
 WRITES = ("create", "patch", "update", "delete")
+BINDINGS = {("clusterrolebindings", "sftjob"), ("rolebindings", "sftjob-leader-election")}
 _POD = "authentication.kubernetes.io/pod-name"
 
 
@@ -51,13 +52,13 @@ def calls(since: datetime, *words: str) -> Iterator[Call]:
 
 
 def operator(since: datetime) -> list[Call]:
-    """What the operator asked for, while its role was bound to it: helm takes that away before the pods are gone."""
+    """What the operator asked for, while its roles were bound to it: helm takes them away before the pods are gone."""
     found: list[Call] = []
-    bound = True
+    unbound: set[str] = set()
     for call in calls(since):
-        if call.resource == "clusterrolebindings" and call.name == "sftjob" and call.code < 300:
-            bound = call.verb != "delete"
-        elif call.user == OPERATOR and bound:
+        if (call.resource, call.name) in BINDINGS and call.code < 300:
+            (unbound.add if call.verb == "delete" else unbound.discard)(call.resource)
+        elif call.user == OPERATOR and not unbound:
             found.append(call)
     return found
 

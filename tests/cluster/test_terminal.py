@@ -128,7 +128,7 @@ def test_a_job_from_run_to_an_answer_of_its_model(person: Person, tmp_path: Path
     assert "told is complete" in out
     lines, _ = logs.communicate(timeout=60)
     assert logs.returncode == 0, lines
-    assert "[prepare] " in lines
+    assert "[prepare] " in person.says("logs", "told", "--attempt", "0")
     # Whether a suspension ends the attempt depends on how far its pods have come.
     assert re.search(r"^\[told-\d-1\] \[launcher\] ", lines, re.MULTILINE)
     assert re.search(r"^\[told-\d-0\] \[rank 0\] ", lines, re.MULTILINE)

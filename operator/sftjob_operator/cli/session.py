@@ -46,6 +46,7 @@ class Session:
     def __init__(self, cluster: LocalCluster, key: Key, show: Show) -> None:
         """Must be made in the running loop."""
         self._cluster, self._key, self._show = cluster, key, show
+        self._driven = {key}  # and jobs whose ranks it ends first
         self._queue: WorkQueue[Key] = WorkQueue(line=lambda key: key.namespace)
         self._reconciler = Reconciler(cluster, cluster, SETTINGS, hardware=hardware)
         self._workers = Workers(self._queue, self._reconcile, SETTINGS.workers)
@@ -134,7 +135,7 @@ class Session:
         return "stopping, the ranks save a checkpoint (Ctrl-C again: stop at once, without)"
 
     def _changed(self, key: Key) -> None:
-        if key == self._key:
+        if key in self._driven:
             self._queue.add(key)
 
     async def _kill(self) -> int:
@@ -148,6 +149,7 @@ class Session:
     async def _end_others(self) -> None:
         """Ranks that a run of another job has left behind hold this machine, and nobody looks after them."""
         while others := self._others():
+            self._driven.update(others)
             for key in others:
                 await self._suspend(key)
                 self._queue.add(key)  # for its status
