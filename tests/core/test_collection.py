@@ -9,7 +9,7 @@ import pytest
 
 from sft_trainer.config import CollectConfig
 from sftjob_operator.cli.session import SETTINGS
-from sftjob_operator.desired.collect import after_preparation
+from sftjob_operator.desired.collect import after_preparation, with_open_jobs
 from sftjob_operator.settings import Settings
 from worlds import FACTS, START, Scene, sftjob
 
@@ -50,6 +50,16 @@ def test_jobs_of_the_same_claim_that_are_not_over_are_listed_with_what_they_need
     assert found.directories == ("cache/d", "cache/e", "cache/m")
     assert (found.unused_seconds, found.limit_bytes, found.checkpoints) == (30 * 86400, None, False)
     assert found.listed_time == START.replace(minute=0, second=0, microsecond=0)
+
+
+def test_a_claim_of_the_jobs_own_has_its_jobs_too():
+    own = beside("own", facts=facts("m/own", "d/own"))
+    own["spec"]["workspace"] = {"claimTemplate": {}}
+    every = [own, beside("guest", claim="own-workspace", facts=facts("m/guest", "d/own")), beside("stranger")]
+    found = with_open_jobs(CollectConfig(unused_seconds=1), "own-workspace", every)
+    assert found.jobs == ("guest", "own")
+    assert found.directories == ("d/own", "m/guest", "m/own")
+    assert found.unused_seconds == 1
 
 
 @pytest.mark.parametrize(
