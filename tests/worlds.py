@@ -141,6 +141,7 @@ class Scene:
         self.manifest = manifest or sftjob()
         self.now = START
         self.objects: dict[Ref, Manifest] = {}
+        self.beside: list[Manifest] = []  # other SFTJobs of the namespace
         self.pods: list[Manifest] = []
         self.missing: list[Ref] = []
         self.found: dict[Ref, Manifest] = {}  # prerequisites of which more than their existence matters
@@ -167,6 +168,7 @@ class Scene:
             job=job,
             now=self.now,
             jobs=copy.deepcopy([*visible, *asked]),
+            sftjobs=copy.deepcopy([self.manifest, *self.beside]) if need.sftjobs else (),
             pods=[p for p in self.pods if wanted <= p["metadata"]["labels"].items()] if need.pods else None,
             prerequisites={
                 ref: self.objects.get(ref) or (None if ref in self.missing else self.found.get(ref, {}))

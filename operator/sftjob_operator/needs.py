@@ -27,6 +27,8 @@ class Needs:
     World.jobs (a stale view and a deleted Job look alike)."""
     prerequisites: tuple[Ref, ...] = ()
     """PersistentVolumeClaim and Secrets: `get` each into World.prerequisites."""
+    sftjobs: bool = False
+    """Every SFTJob of the namespace into World.sftjobs (a preparation is due)."""
     pods: bool = False
     """List pods with `pod_labels` into World.pods."""
     progress: bool = False
@@ -63,6 +65,7 @@ def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime) -> Needs:
     return Needs(
         jobs=unseen,
         prerequisites=tuple(prerequisites(job, seen.prepared)) if ahead else (),
+        sftjobs=ahead and focus is None and seen.prepared.result() is None,
         pods=focus is not None,
         pod_labels=labels,
         hardware=ahead,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from sftjob_operator.planning.hardware import quantity_bytes
+
 Level = Literal["Restricted", "Baseline", "Privileged"]
 """Of the Pod Security Standards."""
+Days = int
+Quantity = int
+"""Bytes, written as Kubernetes does."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,12 @@ class Settings:
     """Memory of one GPU (e.g. 80Gi) for the planner; empty = the node label nvidia.com/gpu.memory, else 40Gi."""
     pod_security: Level = "Baseline"
     """Restricted, Baseline or Privileged: the Pod Security Standard that podTemplate must keep to."""
+    collect_unused_days: Days = 30
+    """Caches that nobody has used for so long are removed after a preparation on their volume; 0 = none is for its age."""
+    collect_limit: Quantity | None = None
+    """Bytes of all caches of a volume beyond which the longest unused are removed too (e.g. 2Ti); empty = no limit."""
+    collect_checkpoints: bool = False
+    """Also checkpoints of jobs that have exported, unused for collect_unused_days."""
     workers: int = 8
     """Reconciles that may run at the same time."""
     resync_seconds: float = 300.0
@@ -52,18 +63,49 @@ class Settings:
             text = environment.get(variable)
             if text is None:
                 continue
-            kind = default.type
             try:
-                if kind == "Level" and text not in get_args(Level):
-                    raise ValueError(f"one of {', '.join(get_args(Level))}")
-                if kind == "int":
-                    values[name] = int(text)
-                elif kind == "float":
-                    values[name] = float(text)
-                elif kind.startswith("tuple"):
-                    values[name] = tuple(part.strip() for part in text.split(",") if part.strip())
-                else:
-                    values[name] = text
+                values[name] = _READERS[str(default.type)](text)
             except ValueError as error:
                 raise ValueError(f"{variable}={text!r}: {error}") from error
-        return cls(**values)  # type: ignore[arg-type]
+        settings = cls(**values)  # type: ignore[arg-type]
+        if settings.collect_checkpoints and not settings.collect_unused_days:
+            raise ValueError(
+                "SFTJOB_OPERATOR_COLLECT_CHECKPOINTS='true': checkpoints go by their age; "
+                "set SFTJOB_OPERATOR_COLLECT_UNUSED_DAYS"
+            )
+        return settings
+
+
+def _level(text: str) -> str:
+    if text not in get_args(Level):
+        raise ValueError(f"one of {', '.join(get_args(Level))}")
+    return text
+
+
+def _bool(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("true or false")
+    return text == "true"
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("a whole number of days, 0 or more")
+    return int(text)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+_READERS: dict[str, Callable[[str], object]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": _bool,
+    "Level": _level,
+    "Days": _days,
+    "Quantity | None": lambda text: quantity_bytes(text) if text else None,
+    "tuple[str, ...]": _words,
+}
+"""By the type of a field."""

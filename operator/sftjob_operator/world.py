@@ -39,6 +39,8 @@ class World:
     """Aware, UTC."""
     jobs: Sequence[Manifest] = ()
     """batch/v1 Jobs labelled with this SFTJob's name (those of an earlier namesake are told apart by uid)."""
+    sftjobs: Sequence[Manifest] = ()
+    """Every SFTJob of the namespace, this one too; with `Needs.sftjobs`."""
     pods: Sequence[Manifest] | None = None
     """Pods with `Needs.pod_labels`; None = not looked at."""
     prerequisites: Mapping[Ref, Manifest | None] = field(default_factory=dict)

@@ -37,8 +37,16 @@ def test_the_operator_understands_every_variable_it_is_given():
 def test_chart_and_code_agree_on_defaults():
     settings, defaults = Settings.from_environment(environment(render())), Settings()
     same = ("workers", "resync_seconds", "log_format", "log_level", "gpu_memory", "namespaces", "http_port")
-    for name in (*same, "pod_security"):
+    collection = ("collect_unused_days", "collect_limit", "collect_checkpoints")
+    for name in (*same, *collection, "pod_security"):
         assert getattr(settings, name) == getattr(defaults, name), name
+
+
+def test_what_preparations_collect_is_a_value():
+    given = "collection.unusedDays=7,collection.limit=2Ti,collection.checkpoints=true"
+    settings = Settings.from_environment(environment(render("--set", given)))
+    found = (settings.collect_unused_days, settings.collect_limit, settings.collect_checkpoints)
+    assert found == (7, 2**41, True)
 
 
 def test_its_root_file_system_is_read_only_and_only_tmp_is_writable():

@@ -69,7 +69,7 @@ def test_no_bytes_whatsoever_raise(body):
     read_outcome(body.decode("utf-8", "replace"))
 
 
-@given(st.text(max_size=300), st.integers(min_value=1, max_value=80))
+@given(st.text(max_size=100), st.integers(min_value=1, max_value=80))
 def test_a_sentence_is_one_bounded_printable_line(text, limit):
     found = sentence(text, limit)
     assert len(found) <= limit

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from sftjob_operator.api.crd import crd
 from sftjob_operator.api.v1alpha1 import SFTJob
-from sftjob_operator.cli import chat, checkpoints, clean, live, logs, table
+from sftjob_operator.cli import chat, checkpoints, live, logs, table
 from sftjob_operator.cli.doctor import cluster as doctor
 from sftjob_operator.cli.doctor import command, gpus, machine
 from sftjob_operator.cli.doctor.rights import RIGHTS
@@ -235,29 +235,6 @@ def test_only_the_pod_that_cleans_may_write_to_the_volume():
     made = reader(job, template, "abc123", writable=True)
     mounts = made["spec"]["containers"][0]["volumeMounts"]
     assert "readOnly" not in next(mount for mount in mounts if mount["name"] == "workspace")
-
-
-def test_what_the_open_jobs_of_a_claim_need_is_named_to_the_volume():
-    def on(name, claim, finished=None, prepared=True):
-        facts = {"model": {"directory": f"m/{name}"}, "data": {"cache": f"d/{name}"}}
-        conditions = [{"type": finished, "status": "True"}] if finished else []
-        status = {"conditions": conditions, "prepared": {"facts": facts} if prepared else {}}
-        workspace = {"claimName": claim} if claim else {"claimTemplate": {}}
-        return {"metadata": {"name": name}, "spec": {"workspace": workspace}, "status": status}
-
-    first = on("a", None)
-    every = [
-        first,
-        on("b", "a-workspace"),
-        on("c", "a-workspace", "Complete"),
-        on("d", "a-workspace", "Failed"),
-        on("e", "elsewhere"),
-        on("f", "a-workspace", prepared=False),
-    ]
-    assert clean.in_use(first, every) == {
-        "jobs": ["a", "b", "f"],
-        "directories": ["m/a", "d/a", "m/b", "d/b"],
-    }
 
 
 def test_chat_asks_for_memory_by_the_size_of_the_models():

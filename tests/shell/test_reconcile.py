@@ -459,6 +459,20 @@ async def test_a_new_process_goes_on_where_the_killed_one_was(at: str) -> None:
         assert after == uids
 
 
+async def test_a_preparation_is_told_of_the_open_jobs_of_its_namespace() -> None:
+    async with operating() as operator:
+        operator.cluster.put(claim())
+        for name, namespace in (("other", "team"), ("stranger", "elsewhere")):
+            body = sftjob(name, suspend=True)
+            body["metadata"] |= {"namespace": namespace, "uid": f"uid-of-{name}"}
+            operator.cluster.put(body)
+        await asyncio.sleep(1)
+        operator.cluster.put(sftjob())
+        await asyncio.sleep(1)
+        (files,) = [item["data"] for item in operator.cluster.of_kind("ConfigMap")]
+        assert json.loads(files["collect.json"])["jobs"] == ["bot", "other"]
+
+
 async def test_a_status_meant_for_a_deleted_job_never_reaches_its_namesake() -> None:
     async with operating() as operator:
         operator.cluster.put(claim())

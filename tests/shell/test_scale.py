@@ -18,7 +18,7 @@ from worlds import prepared_outcome, progress, sftjob
 
 pytestmark = pytest.mark.looptime
 
-JOBS, SECONDS = 25, 300
+JOBS, SECONDS = 10, 300
 
 
 def job(number: int) -> Manifest:

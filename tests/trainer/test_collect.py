@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sft_trainer import collect, uses
-from sft_trainer.collect import Item, Policy
+from sft_trainer.collect import Item
+from sft_trainer.config import CollectConfig as Policy
 from sft_trainer.data import cache
 from sft_trainer.errors import Crash
 from sft_trainer.volume import Desk
@@ -74,19 +76,20 @@ def test_caches_that_nobody_used_for_long_go_and_nothing_else(tmp_path: Path) ->
 def test_beyond_a_limit_the_longest_unused_go_but_nothing_of_the_last_day(tmp_path: Path) -> None:
     for name, days in (("a", 9.0), ("b", 5.0), ("c", 2.0), ("d", 0.5)):
         entry(tmp_path, f".sftjob/cache/data/{name}", days, size=100)
-    assert gone(tmp_path, Policy(30 * DAY, limit_bytes=250)) == [
+    assert gone(tmp_path, Policy(unused_seconds=30 * DAY, limit_bytes=250)) == [
         ".sftjob/cache/data/a",
         ".sftjob/cache/data/b",
     ]
-    assert gone(tmp_path, Policy(30 * DAY, limit_bytes=0)) == [".sftjob/cache/data/c"]
-    assert gone(tmp_path, Policy(0, limit_bytes=0)) == []
+    assert gone(tmp_path, Policy(unused_seconds=30 * DAY, limit_bytes=0)) == [".sftjob/cache/data/c"]
+    assert gone(tmp_path, Policy(unused_seconds=0, limit_bytes=0)) == []
 
 
 def test_what_an_open_job_needs_stays_however_old(tmp_path: Path) -> None:
     entry(tmp_path, ".sftjob/cache/data/suspended", 400)
     entry(tmp_path, "jobs/suspended/export", 400)
     entry(tmp_path, "jobs/suspended/checkpoints/step-1", 400)
-    policy = Policy(30 * DAY, 0, True, jobs={"suspended"}, directories={".sftjob/cache/data/suspended"})
+    needed = {"jobs": ("suspended",), "directories": (".sftjob/cache/data/suspended",)}
+    policy = Policy(unused_seconds=30 * DAY, limit_bytes=0, checkpoints=True, **needed)
     assert gone(tmp_path, policy) == []
 
 
@@ -98,9 +101,42 @@ def test_checkpoints_go_with_an_export_beside_them_and_the_export_stays(tmp_path
             entry(tmp_path, f"jobs/{job}/export", days)
     entry(tmp_path, "jobs/done/checkpoints.20260101-abc/step-3", 50)
     aged(tmp_path / "jobs/done/checkpoints.20260101-abc", 50)
-    policy = Policy(30 * DAY, checkpoints=True)
+    policy = Policy(unused_seconds=30 * DAY, checkpoints=True)
     assert sorted(gone(tmp_path, policy)) == ["jobs/done/checkpoints", "jobs/done/checkpoints.20260101-abc"]
     assert (tmp_path / "jobs/done/export/below/file").exists()
+
+
+def test_checkpoints_that_are_newer_than_the_export_are_of_a_job_that_has_none_yet(tmp_path: Path) -> None:
+    entry(tmp_path, "jobs/again/export", 60)
+    entry(tmp_path, "jobs/again/checkpoints/step-9", 50)
+    aged(tmp_path / "jobs/again/checkpoints", 50)
+    assert gone(tmp_path, Policy(unused_seconds=30 * DAY, checkpoints=True)) == []
+
+
+def test_checkpoints_stay_that_a_later_job_of_the_name_may_go_on_from(tmp_path: Path) -> None:
+    for job, days in (("again", 1.0), ("once", 70.0)):
+        entry(tmp_path, f"jobs/{job}/checkpoints/step-9", 60)
+        aged(tmp_path / "jobs" / job / "checkpoints", 60)
+        entry(tmp_path, f"jobs/{job}/export", 59)
+        (tmp_path / "jobs" / job / "prepared.json").write_text("{}")
+        os.utime(tmp_path / "jobs" / job / "prepared.json", (0, time.time() - days * DAY))
+    assert gone(tmp_path, Policy(unused_seconds=30 * DAY, checkpoints=True)) == ["jobs/once/checkpoints"]
+
+
+def test_by_a_limit_alone_nothing_goes_for_its_age(tmp_path: Path) -> None:
+    entry(tmp_path, ".sftjob/cache/data/a", 400, size=100)
+    entry(tmp_path, ".sftjob/cache/data/b", 300, size=100)
+    entry(tmp_path, "jobs/done/checkpoints/step-7", 400)
+    aged(entry(tmp_path, "jobs/done/export", 400), 399)
+    assert gone(tmp_path, Policy(limit_bytes=200, checkpoints=True)) == []
+    assert gone(tmp_path, Policy(limit_bytes=199)) == [".sftjob/cache/data/a"]
+
+
+def test_a_list_of_open_jobs_that_is_old_lets_nothing_go(tmp_path: Path) -> None:
+    entry(tmp_path, ".sftjob/cache/data/a", 400)
+    for hours, found in ((13, []), (11, [".sftjob/cache/data/a"])):
+        listed = datetime.now(UTC) - timedelta(hours=hours)
+        assert gone(tmp_path, Policy(unused_seconds=DAY, listed_time=listed)) == found
 
 
 def test_the_base_model_of_an_exported_adapter_stays(tmp_path: Path) -> None:
@@ -163,7 +199,7 @@ def test_a_killed_collection_leaves_whole_entries_and_the_next_one_ends_it(tmp_p
         "def slow(path, **more):\n"
         "    (path / 'below' / 'file').unlink(); print(path, flush=True); time.sleep(600)\n"
         "shutil.rmtree = slow\n"
-        "list(collect.collect(Path(sys.argv[1]), collect.Policy(86400.0)))\n"
+        "list(collect.collect(Path(sys.argv[1]), collect.CollectConfig(unused_seconds=86400.0)))\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", script, str(tmp_path)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch  # here: it maps more than a test may take below
 
 import hostile
 import tiny
@@ -208,8 +209,6 @@ def test_code_in_a_model_folder_does_not_run_in_preparation(room: Room):
 
 @pytest.mark.processes
 def test_code_in_a_model_folder_does_not_run_when_ranks_load_it_or_somebody_chats_with_it(tmp_path: Path):
-    import torch
-
     from sft_trainer import model as loading
     from sft_trainer.chat import talker
     from sft_trainer.errors import UserError

@@ -317,14 +317,14 @@ def test_a_long_training_makes_no_long_page(left: Left, figures: None) -> None:
         json.dumps(
             {
                 "step": step,
-                "loss": 4 - step / 30000,
+                "loss": 4 - step / 10000,
                 "lr": 1e-4,
                 "grad_norm": 1 + step % 7,
                 "tokens": 600,
                 "seconds": 2.0,
             }
         )
-        for step in range(1, 100_001)
+        for step in range(1, 30_001)
     )
     left.folder.curves.write_text("\n".join(lines))
     assert len(left.page()) < 2_000_000

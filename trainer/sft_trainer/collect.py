@@ -12,31 +12,22 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_trainer import layout, uses
 from sft_trainer.checkpoint.files import size_of
+from sft_trainer.config import CollectConfig
 from sft_trainer.data import cache
 
 logger = logging.getLogger(__name__)
 
 LEAST_SECONDS = 24 * 3600.0  # a training marks its caches every hour, and clocks and pauses are what they are
+# A job that came later has used its caches within LEAST_SECONDS, and clocks may differ.
+_LONGEST_LISTED_SECONDS = 12 * 3600.0
 _ABANDONED_SECONDS = 3600.0
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What may go."""
-
-    unused_seconds: float
-    # Of all caches: beyond it also what was used later, the longest unused first.
-    limit_bytes: int | None = None
-    checkpoints: bool = False  # those of jobs that have exported
-    jobs: Collection[str] = ()  # not over yet: neither their checkpoints
-    directories: Collection[str] = ()  # nor these
 
 
 class Item(NamedTuple):
@@ -47,9 +38,13 @@ class Item(NamedTuple):
     unused_seconds: float
 
 
-def find(workspace: Path, policy: Policy) -> list[Item]:
-    """What the policy lets go, the longest unused first."""
+def find(workspace: Path, policy: CollectConfig) -> list[Item]:
+    """What the policy lets go, the longest unused first; nothing where jobs may have come that it does not list."""
     now = uses.volume_time(_ready(workspace))
+    listed = policy.listed_time
+    if listed is not None and now - listed.timestamp() > _LONGEST_LISTED_SECONDS:
+        logger.info("nothing is collected: the list of jobs that are not over is of %s", listed)
+        return []
     needed = {*policy.directories, *_bases_of_adapters(workspace)}
     caches = sorted(_caches(workspace, now), key=lambda item: -item.unused_seconds)
     over = 0 if policy.limit_bytes is None else sum(item.size for item in caches) - policy.limit_bytes
@@ -57,13 +52,13 @@ def find(workspace: Path, policy: Policy) -> list[Item]:
     for item in caches:
         if item.path in needed or item.unused_seconds < LEAST_SECONDS:
             continue
-        if item.unused_seconds >= policy.unused_seconds or over > 0:
+        if _is_old(item, policy) or over > 0:
             found.append(item)
             over -= item.size
     return found + (list(_checkpoints(workspace, policy, now)) if policy.checkpoints else [])
 
 
-def collect(workspace: Path, policy: Policy) -> Iterator[Item]:
+def collect(workspace: Path, policy: CollectConfig) -> Iterator[Item]:
     """Remove what `find` finds, one after another; an item comes when it is gone. One collection at a time."""
     with cache.alone(layout.trash(_ready(workspace))) as is_alone:
         _empty_trash(workspace, is_alone)
@@ -113,17 +108,27 @@ def _caches(workspace: Path, now: float) -> Iterator[Item]:
                 yield _item(workspace, entry, now)
 
 
-def _checkpoints(workspace: Path, policy: Policy, now: float) -> Iterator[Item]:
-    """Folders of checkpoints beside an export, also those that were put aside."""
+def _checkpoints(workspace: Path, policy: CollectConfig, now: float) -> Iterator[Item]:
+    """Folders of checkpoints beside an export that is the newest of all, also those that were put aside."""
+    open_ = frozenset(policy.jobs)
     for export in (workspace / "jobs").glob("*/export"):
         job = export.parent
-        if job.name in policy.jobs or not export.is_dir() or job.is_symlink() or not any(export.iterdir()):
+        if job.name in open_ or not export.is_dir() or job.is_symlink() or not any(export.iterdir()):
             continue
+        exported = _used(export)
+        if _used(layout.JobFolder(job).prepared) > exported:
+            continue  # a later job of this name, which may be about to go on from them
         for folder in job.glob("checkpoints*"):
-            if folder.is_dir() and not folder.is_symlink():
+            if folder.is_dir() and not folder.is_symlink() and _used(folder) <= exported:
                 item = _item(workspace, folder, now)
-                if item.unused_seconds >= max(policy.unused_seconds, LEAST_SECONDS) and item.size:
+                if item.size and _is_old(item, policy):
                     yield item
+
+
+def _is_old(item: Item, policy: CollectConfig) -> bool:
+    return policy.unused_seconds is not None and item.unused_seconds >= max(
+        policy.unused_seconds, LEAST_SECONDS
+    )
 
 
 def _bases_of_adapters(workspace: Path) -> set[str]:
@@ -144,26 +149,14 @@ def _item(workspace: Path, path: Path, now: float) -> Item:
 
 
 def _used(path: Path) -> float:
-    """The newest time in it: a download adds to files that are there."""
+    """Its newest time, or of what is in it: a download adds to files that are there."""
     times = [0.0]
+    with suppress(FileNotFoundError):
+        times.append(path.lstat().st_mtime)
     for root, folders, names in os.walk(path):
-        for name in (".", *folders, *names):
+        for name in (*folders, *names):
             try:
                 times.append(os.lstat(os.path.join(root, name)).st_mtime)
             except FileNotFoundError:
                 continue
     return max(times)
-
-
-def policy_of(request: dict[str, Any]) -> Policy:
-    """The policy in a request of the command line."""
-    limit = request.get("limitBytes")
-    names: Sequence[str] = request.get("jobs") or ()
-    directories: Sequence[str] = request.get("directories") or ()
-    return Policy(
-        unused_seconds=float(request["unusedSeconds"]),
-        limit_bytes=None if limit is None else int(limit),
-        checkpoints=bool(request.get("checkpoints")),
-        jobs=frozenset(map(str, names)),
-        directories=frozenset(map(str, directories)),
-    )

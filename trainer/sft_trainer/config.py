@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 SCHEMA_VERSION = 1
@@ -29,6 +29,7 @@ ENV_PEAK_FLOPS = "SFT_PEAK_FLOPS"  # set by users: FLOP/s of one rank's device, 
 ENV_CPUS = "SFTJOB_CPUS"  # optional number of CPUs this pod may use, where no cgroup says it (LocalCluster)
 
 PREPARE_FILE = "prepare.json"
+COLLECT_FILE = "collect.json"  # beside prepare.json where something is to be collected after it
 TRAIN_FILE = "train.json"
 HOSTFILE = "hostfile"
 METRICS_PORT = 9400  # /metrics, /healthz and /progress of a training pod
@@ -199,6 +200,18 @@ class PrepareConfig(Contract):
         default_factory=list
     )  # what the planner needs of training.parameterGroups
     seed: int
+
+
+class CollectConfig(Contract):
+    """What may be removed from a volume (`collect.json`), and of what jobs that are not over need, nothing is."""
+
+    unused_seconds: float | None = None  # since the last use; None = nothing goes by its age alone
+    # Of all caches: beyond it also what was used later, the longest unused first.
+    limit_bytes: int | None = None
+    checkpoints: bool = False  # those of jobs that have exported, by age
+    jobs: tuple[str, ...] = ()  # not over yet: neither their checkpoints
+    directories: tuple[str, ...] = ()  # nor these
+    listed_time: AwareDatetime | None = None  # of those two; None = just now
 
 
 class TokenRange(Report):

@@ -112,6 +112,11 @@ def trash(workspace: Path) -> Path:
     return workspace / ".sftjob" / "trash"
 
 
+def collected(workspace: Path) -> Path:
+    """What preparations have removed, a line for each; its time is that of the last collection."""
+    return workspace / ".sftjob" / "collected.log"
+
+
 def data_cache(workspace: Path) -> Path:
     """Tokenised data, by content hash, shared by all jobs of the workspace."""
     return cache_root(workspace) / "data"

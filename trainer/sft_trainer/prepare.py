@@ -21,9 +21,10 @@ from types import FrameType
 
 from pydantic import ValidationError
 
-from sft_trainer import facts, layout, models, outcome, weights
+from sft_trainer import facts, layout, models, outcome, tidying, uses, weights
 from sft_trainer.checkpoint.files import write_atomically
 from sft_trainer.config import (
+    COLLECT_FILE,
     ENV_CONFIG,
     PREPARE_FILE,
     SCHEMA_VERSION,
@@ -53,14 +54,17 @@ def main() -> int:
     try:
         with _interruptible():
             settings, workspace = read_config(_config_folder() / PREPARE_FILE), _workspace()
+            folder = layout.JobFolder.of(workspace, settings.job.name)
+            uses.touch(folder.prepared)  # of an earlier job of this name, whose checkpoints it may go on from
             result = prepare(settings, workspace)
-            _remember(settings, result, layout.JobFolder.of(workspace, settings.job.name))
+            _remember(settings, result, folder)
     except Exception as exc:
         return _fail(classify(exc))
     message = f"{result.data.rows:,} rows, {result.data.supervised_tokens:,} supervised tokens"
     outcome.write_outcome(
         Outcome(outcome="Succeeded", reason="Succeeded", message=message, time=outcome.now(), prepare=result)
     )
+    tidying.tidy(_config_folder() / COLLECT_FILE, workspace, settings.job)
     return int(ExitCode.SUCCESS)
 
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from sft_trainer import collect, layout
 from sft_trainer.checkpoint import manifest
+from sft_trainer.config import CollectConfig
 
 Request = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -122,8 +123,8 @@ class Desk:
             yield {"name": directory.name, "bytes": known.size if known else 0, "problem": problem}
 
     def _collect(self, request: Request) -> Iterator[Answer]:
-        """{unusedSeconds, limitBytes?, checkpoints?, jobs, directories, remove}: what nobody needs, and its end."""
-        policy = collect.policy_of(dict(request))
+        """{remove, and a CollectConfig}: what nobody needs, and its end."""
+        policy = CollectConfig.model_validate({k: v for k, v in request.items() if k not in ("do", "remove")})
         found = collect.collect if request.get("remove") else collect.find
         for item in found(self._workspace, policy):
             yield {"path": item.path, "bytes": item.size, "unusedSeconds": int(item.unused_seconds)}

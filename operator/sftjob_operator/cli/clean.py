@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 
+from sft_trainer.config import CollectConfig
 from sftjob_operator.cli import jobs, table, volume
 from sftjob_operator.cli.errors import CliError
 from sftjob_operator.cli.place import Where, opened
 from sftjob_operator.cluster.base import Manifest
 from sftjob_operator.desired.claim import claim_name_in
+from sftjob_operator.desired.collect import with_open_jobs
 from sftjob_operator.planning.hardware import gibibytes, quantity_bytes
 
 COLUMNS = ("PATH", "SIZE", "UNUSED")
@@ -37,7 +38,8 @@ async def clean(where: Where, options: Options, console: Console) -> None:
     """Show or remove."""
     async with opened(where) as place:
         job = await jobs.find(place, options.name)
-        request = {**_request(options), **in_use(job, await jobs.every(place))}
+        policy = with_open_jobs(_policy(options), claim_name_in(job), await jobs.every(place))
+        request = {**policy.model_dump(by_alias=True, exclude_none=True), "remove": options.remove}
         async with volume.opened(place, job, writable=options.remove) as there:
             found = [dict(answer) async for answer in there.ask(do="collect", **request)]
         again = place.command("clean", options.name)
@@ -52,32 +54,14 @@ async def clean(where: Where, options: Options, console: Console) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def in_use(job: Manifest, every: Sequence[Manifest]) -> dict[str, list[str]]:
-    """Names, and folders of model and data, of the jobs on the same claim that are not over."""
-    same = [each for each in every if claim_name_in(each) == claim_name_in(job)]
-    open_ = [each for each in same if not (table.is_true(each, "Complete") or table.is_true(each, "Failed"))]
-    directories = [folder for each in open_ for folder in _folders(each)]
-    return {"jobs": [each["metadata"]["name"] for each in open_], "directories": directories}
-
-
-def _folders(job: Manifest) -> list[str]:
-    facts = (job.get("status", {}).get("prepared") or {}).get("facts") or {}
-    found = [facts.get("model", {}).get("directory"), facts.get("data", {}).get("cache")]
-    return [str(folder) for folder in found if folder]
-
-
-def _request(options: Options) -> dict[str, Any]:
-    request: dict[str, Any] = {
-        "unusedSeconds": options.unused_days * _DAY,
-        "checkpoints": options.checkpoints,
-        "remove": options.remove,
-    }
-    if options.limit is not None:
-        try:
-            request["limitBytes"] = quantity_bytes(options.limit)
-        except ValueError as error:
-            raise CliError(f"--limit {options.limit}: {error}") from None
-    return request
+def _policy(options: Options) -> CollectConfig:
+    try:
+        limit = None if options.limit is None else quantity_bytes(options.limit)
+    except ValueError as error:
+        raise CliError(f"--limit {options.limit}: {error}") from None
+    return CollectConfig(
+        unused_seconds=options.unused_days * _DAY, limit_bytes=limit, checkpoints=options.checkpoints
+    )
 
 
 def _shown(found: Sequence[Manifest]) -> str:

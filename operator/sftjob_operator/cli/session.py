@@ -26,9 +26,14 @@ from sftjob_operator.worker import Workers
 from sftjob_operator.workqueue import WorkQueue
 
 SETTINGS = Settings(
-    trainer_image="local", pod_security="Privileged", poll_seconds=1.0, status_seconds=0.0, workers=1
+    trainer_image="local",
+    pod_security="Privileged",
+    poll_seconds=1.0,
+    status_seconds=0.0,
+    workers=1,
+    collect_unused_days=0,
 )
-"""Here nobody pays for a status write."""
+"""Here nobody pays for a status write, and the volume is a person's own folder: nothing is removed unasked."""
 LOOK_SECONDS = 0.1
 LOUD_FAILURES = 3
 """So many failed passes in a row are worth a word."""

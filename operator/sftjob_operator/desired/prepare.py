@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sft_trainer.config import PREPARE_FILE
+from sft_trainer.config import COLLECT_FILE, PREPARE_FILE, CollectConfig
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.v1alpha1 import SFTJob
@@ -37,13 +37,20 @@ def prepare_name(job: SFTJob, input_digest: str, number: int) -> str:
     return names.prepare(job.name, digest([input_digest, number]))
 
 
-def prepare_children(job: SFTJob, settings: Settings, number: int) -> list[Manifest]:
-    """ConfigMap and Job of the `number`-th try, in the order in which they are created."""
+def prepare_children(
+    job: SFTJob, settings: Settings, number: int, collect: CollectConfig | None = None
+) -> list[Manifest]:
+    """ConfigMap and Job of the `number`-th try, in the order in which they are created.
+
+    `collect` is no part of its input: it changes with other jobs, and counts as it was when these were made.
+    """
     input_digest = prepare_input(job)
     name = prepare_name(job, input_digest, number)
     labels = names.labels(job.name, names.ROLE_PREPARE)
     annotations = {names.ANNOTATION_INPUT: input_digest, names.ANNOTATION_TRY: str(number)}
     files = {PREPARE_FILE: prepare_config(job).to_json(indent=2)}
+    if collect is not None:
+        files[COLLECT_FILE] = collect.to_json(indent=2)
     return [
         config_map(job, name, labels, files),
         {
