@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from sftjob_operator.quotas import Quotas
+
 Level = Literal["Restricted", "Baseline", "Privileged"]
 """Of the Pod Security Standards."""
 
@@ -23,6 +25,8 @@ class Settings:
     """Memory of one GPU (e.g. 80Gi) for the planner; empty = the node label nvidia.com/gpu.memory, else 40Gi."""
     pod_security: Level = "Baseline"
     """Restricted, Baseline or Privileged: the Pod Security Standard that podTemplate must keep to."""
+    quotas: Quotas = field(default_factory=Quotas)
+    """Of namespaces, as JSON: {"jobs": 5, "gpus": 16, "namespaces": {"team-a": {"gpus": 64}}}."""
     workers: int = 8
     """Reconciles that may run at the same time."""
     resync_seconds: float = 300.0
@@ -60,6 +64,8 @@ class Settings:
                     values[name] = int(text)
                 elif kind == "float":
                     values[name] = float(text)
+                elif kind == "Quotas":
+                    values[name] = Quotas.from_json(text)
                 elif kind.startswith("tuple"):
                     values[name] = tuple(part.strip() for part in text.split(",") if part.strip())
                 else:
