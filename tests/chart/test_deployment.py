@@ -37,8 +37,16 @@ def test_the_operator_understands_every_variable_it_is_given():
 def test_chart_and_code_agree_on_defaults():
     settings, defaults = Settings.from_environment(environment(render())), Settings()
     same = ("workers", "resync_seconds", "log_format", "log_level", "gpu_memory", "namespaces", "http_port")
-    for name in (*same, "pod_security"):
+    for name in (*same, "pod_security", "quotas"):
         assert getattr(settings, name) == getattr(defaults, name), name
+
+
+def test_quotas_arrive_as_they_are_written():
+    quotas = {"jobs": 2, "namespaces": {"team-a": {"jobs": 10, "gpus": 1000000}, "platform": {}}}
+    found = Settings.from_environment(environment(render(*values(quotas=quotas)))).quotas
+    assert (found.of("any").jobs, found.of("any").gpus) == (2, None)
+    assert (found.of("team-a").jobs, found.of("team-a").gpus) == (10, 1_000_000)
+    assert not found.of("platform").is_set
 
 
 def test_its_root_file_system_is_read_only_and_only_tmp_is_writable():
