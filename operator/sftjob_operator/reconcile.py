@@ -103,7 +103,7 @@ class Reconciler:
         except ClusterError:
             raise
         except Exception as error:  # a defect of ours: said where its owner looks, then the worker's to log
-            await self._tell(key, body, broken(body, error, self._now()))
+            await self._tell(key, body, self._settled(key, body, broken(body, error, self._now())))
             raise
         try:
             is_there = await self._tell(key, body, next_step)
@@ -133,7 +133,7 @@ class Reconciler:
         try:
             job = read_sftjob(body)
         except ValueError as error:
-            return unreadable(body, str(error), self._now())
+            return self._settled(key, body, unreadable(body, str(error), self._now()))
         world = await self._look(key, job, jobs)
         planned = self._decide(key, body, world)
         refusal = await self._do_all(key, body, planned)
@@ -148,7 +148,10 @@ class Reconciler:
 
     def _decide(self, key: Key, body: Manifest, world: World) -> Step:
         """Without an await: two workers do not see the same last place of a quota."""
-        planned = step(replace(world, neighbours=self._places.neighbours(key)))
+        return self._settled(key, body, step(replace(world, neighbours=self._places.neighbours(key))))
+
+    def _settled(self, key: Key, body: Manifest, planned: Step) -> Step:
+        """What it comes to counts for the others of the namespace from now on."""
         self._places.settle(key, body if planned.status is None else {**body, "status": planned.status})
         return planned
 

@@ -142,3 +142,28 @@ async def test_a_larger_quota_of_a_new_process_starts_those_that_waited(operator
     await operator.reconciler.reconcile(Key("team", "b"))
     await operator.reconciler.reconcile(Key("team", "b"))
     assert trainings(operator) == ["a-1", "b-1"]
+
+
+@pytest.mark.parametrize("how", ["unreadable", "broken"])
+async def test_a_job_that_cannot_be_worked_on_any_more_leaves_the_line(
+    operator: Operator, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await apply(operator, job("a", 4), job("b", 8), job("c", 4))
+    assert trainings(operator) == ["a-1"]
+    b = Ref("sftjob.dev/v1alpha1", "SFTJob", "team", "b")
+    spec = operator.cluster.objects[b]["spec"]
+    if how == "broken":
+        gets = operator.cluster.get
+
+        async def get(ref: Ref) -> Any:
+            if ref.name == "of-b":
+                raise RuntimeError("a defect")
+            return await gets(ref)
+
+        monkeypatch.setattr(operator.cluster, "get", get)
+        spec = {**spec, "workspace": {"claimName": "of-b"}}
+    else:
+        spec = {**spec, "ofTomorrow": True}
+    operator.cluster.update(b, spec=spec)
+    await asyncio.sleep(5)
+    assert trainings(operator) == ["a-1", "c-1"]

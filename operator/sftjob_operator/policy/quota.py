@@ -174,7 +174,9 @@ def _is_resizing(status: Status) -> bool:
 
 
 def _is_waiting(status: Status) -> bool:
-    return _running(status) == "NamespaceQuota"
+    """One that cannot be worked on any more is in nobody's way."""
+    accepted = all(each.status == "True" for each in status.conditions if each.type == "Accepted")
+    return accepted and _running(status) == "NamespaceQuota"
 
 
 def _running(status: Status) -> str | None:
