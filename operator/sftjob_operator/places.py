@@ -6,7 +6,7 @@ from the SFTJobs' status. Whoever gives up a share calls those for whom there is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from sftjob_operator.cluster.base import Key, Manifest, View
 from sftjob_operator.policy.quota import next_in_line, standing
@@ -43,6 +43,20 @@ class Places:
             for name in next_in_line(quota, known.values()):
                 if name != key.name:
                     self._call(Key(key.namespace, name))
+
+    def shares(self) -> Iterator[tuple[tuple[str, str, str], int]]:
+        """For metrics: namespace, resource and type (limit, held or waiting), of namespaces that have been asked for."""
+        for namespace, known in self._known.items():
+            quota = self._quotas.of(namespace)
+            for resource, limit in (("jobs", quota.jobs), ("gpus", quota.gpus)):
+                if limit is None:
+                    continue
+                yield (namespace, resource, "limit"), limit
+                for kind, holds in (("held", True), ("waiting", False)):
+                    found = [
+                        one.gpus if resource == "gpus" else 1 for one in known.values() if one.holds is holds
+                    ]
+                    yield (namespace, resource, kind), sum(found)
 
     def _of(self, namespace: str) -> dict[str, Standing]:
         if namespace not in self._known:

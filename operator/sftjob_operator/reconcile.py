@@ -81,7 +81,7 @@ class Reconciler:
         self._hardware = hardware or Gpus(cluster, settings)
         self._fresh = Freshness(watch_lag)
         self._poller = ProgressPoller(cluster, settings.poll_seconds)
-        self._places = Places(view, settings.quotas, call)
+        self.places = Places(view, settings.quotas, call)
 
     @property
     def progress(self) -> Mapping[Key, Progress]:
@@ -148,11 +148,11 @@ class Reconciler:
 
     def _decide(self, key: Key, body: Manifest, world: World) -> Step:
         """Without an await: two workers do not see the same last place of a quota."""
-        return self._settled(key, body, step(replace(world, neighbours=self._places.neighbours(key))))
+        return self._settled(key, body, step(replace(world, neighbours=self.places.neighbours(key))))
 
     def _settled(self, key: Key, body: Manifest, planned: Step) -> Step:
         """What it comes to counts for the others of the namespace from now on."""
-        self._places.settle(key, body if planned.status is None else {**body, "status": planned.status})
+        self.places.settle(key, body if planned.status is None else {**body, "status": planned.status})
         return planned
 
     async def _look(self, key: Key, job: SFTJob, jobs: Sequence[Manifest]) -> World:
@@ -286,7 +286,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self._fresh.forget(key)
         self._poller.forget(key)
-        self._places.settle(key, None)
+        self.places.settle(key, None)
 
 
 def _target(effect: Effect) -> Ref:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sftjob_operator.cluster.base import Key, Ref, Rejected, ref_of
+from sftjob_operator.metrics import Metrics
 from sftjob_operator.quotas import Quota, Quotas
 from shell.operating import Operator, claim, operating
 from worlds import prepared_outcome, sftjob, trained_outcome
@@ -84,6 +85,19 @@ async def test_each_namespace_has_its_own_and_the_next_one_starts_the_moment_ano
     assert "c-1" in operator.jobs()
     await asyncio.sleep(60)
     assert "4 asked for; it is number 1 in the line, and" in running(operator, "d")["message"]
+
+
+async def test_the_metrics_say_what_is_held_and_what_is_waited_for(operator: Operator) -> None:
+    await apply(operator, job("a", 4), job("b", 8), job("c", 4), job("e", 8, "other"))
+    assert dict(operator.reconciler.places.shares()) == {
+        ("team", "gpus", "limit"): 8,
+        ("team", "gpus", "held"): 4,
+        ("team", "gpus", "waiting"): 12,
+    }
+    metrics = Metrics()
+    metrics.watch(operator.queue, operator.cluster, {}, operator.reconciler.places.shares)
+    line = b'sftjob_operator_quota{namespace="team",resource="gpus",type="waiting"} 12.0'
+    assert line in metrics.exposition().splitlines()
 
 
 async def test_a_deletion_and_a_suspension_make_room_at_once(operator: Operator) -> None:
