@@ -18,7 +18,7 @@ from sftjob_operator.planning.hardware import Hardware
 from sftjob_operator.policy.accept import read_sftjob
 from sftjob_operator.settings import Settings
 from sftjob_operator.step import Step, step
-from sftjob_operator.world import Refusal, World
+from sftjob_operator.world import Refusal, Standing, World
 
 START = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 GIB = 2**30
@@ -150,6 +150,7 @@ class Scene:
         self.hidden: set[str] = set()  # Jobs that the view does not show (yet)
         self.hardware = hardware or Hardware()
         self.settings = Settings(trainer_image="sftjob-trainer:test")
+        self.neighbours: Sequence[Standing] = ()
         self.events: list[Any] = []
         self.last = Step()
         self.needs = Needs()
@@ -177,6 +178,7 @@ class Scene:
             progress=self.progress if need.progress else None,
             hardware=self.hardware if need.hardware else Hardware(),
             settings=self.settings,
+            neighbours=self.neighbours,
         )
 
     def step(self, seconds: float = 0.0) -> Step:

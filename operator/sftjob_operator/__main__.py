@@ -52,9 +52,11 @@ class Operator:
         self.cluster = KubernetesCluster(connection, self.metrics.on_request)
         self.view = IndexView()
         self.queue: WorkQueue[Key] = WorkQueue(line=lambda key: key.namespace)
-        self.reconciler = Reconciler(self.cluster, self.view, settings, watch_lag=self.metrics.on_watch_lag)
+        self.reconciler = Reconciler(
+            self.cluster, self.view, settings, watch_lag=self.metrics.on_watch_lag, call=self.queue.add
+        )
         self.workers = Workers(self.queue, self.reconciler.reconcile, settings.workers, self.metrics.on_pass)
-        self.metrics.watch(self.queue, self.view, self.reconciler.progress)
+        self.metrics.watch(self.queue, self.view, self.reconciler.progress, self.reconciler.places.shares)
 
     async def run(self) -> int:
         """Until told to stop (0) or until a part has ended (1)."""

@@ -20,6 +20,7 @@ from sftjob_operator.api.v1alpha1 import Workers
 from sftjob_operator.failure import exit_class
 from sftjob_operator.goodput import KINDS, kind
 from sftjob_operator.planning.hardware import quantity_bytes
+from sftjob_operator.policy.quota import present
 from sftjob_operator.reports import parse_time
 
 CLASSES = (*(str(cls) for cls in FailureClass), "Diverged", "NodeLost", "Resized", "SpecChanged")
@@ -141,10 +142,8 @@ def _activity(job: Job) -> str:
 
 
 def _gpus(job: Job) -> Values:
-    per_node = (job.spec.get("workers") or {}).get("gpusPerNode")
-    nodes = job.status.nodes or 0
-    each = Workers().gpus_per_node if per_node is None else int(per_node)
-    return _one(nodes * each if job.phase in _HOLDING else 0)
+    workers = Workers.model_validate(job.spec.get("workers") or {})
+    return _one(present(job.status, workers) if job.phase in _HOLDING else 0)
 
 
 def _planned(job: Job) -> float | None:

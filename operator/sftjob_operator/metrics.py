@@ -96,9 +96,15 @@ class Metrics:
         """The kind is served, and its objects are listed and watched from now on, to the end of the process."""
         self._watching.set(1)
 
-    def watch(self, queue: WorkQueue[Key], view: View, progress: Mapping[Key, Progress]) -> None:
-        """Add what is read at every scrape."""
-        self.registry.register(_World(queue, view, progress))
+    def watch(
+        self,
+        queue: WorkQueue[Key],
+        view: View,
+        progress: Mapping[Key, Progress],
+        shares: Callable[[], Iterable[tuple[tuple[str, str, str], int]]] = lambda: (),
+    ) -> None:
+        """Add what is read at every scrape; `shares` are those of quotas (namespace, resource, type)."""
+        self.registry.register(_World(queue, view, progress, shares))
 
     def exposition(self) -> bytes:
         """The text format of all series."""
@@ -106,8 +112,14 @@ class Metrics:
 
 
 class _World(Collector):
-    def __init__(self, queue: WorkQueue[Key], view: View, progress: Mapping[Key, Progress]) -> None:
-        self._queue, self._view, self._progress = queue, view, progress
+    def __init__(
+        self,
+        queue: WorkQueue[Key],
+        view: View,
+        progress: Mapping[Key, Progress],
+        shares: Callable[[], Iterable[tuple[tuple[str, str, str], int]]],
+    ) -> None:
+        self._queue, self._view, self._progress, self._shares = queue, view, progress, shares
 
     def describe(self) -> Iterable[Metric]:
         return []  # nothing is scraped just to register
@@ -133,6 +145,14 @@ class _World(Collector):
         for phase in jobseries.PHASES:
             jobs.add_metric([phase], phases.count(phase))
         yield jobs
+        quotas = GaugeMetricFamily(
+            f"{prefix}_quota",
+            "Quotas of namespaces, by resource (jobs, gpus) and type: the limit, what is held, what is waited for.",
+            labels=["namespace", "resource", "type"],
+        )
+        for labels, number in self._shares():
+            quotas.add_metric(labels, number)
+        yield quotas
         yield from _of_jobs(known)
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest, Ref
-from sftjob_operator.api.status import AttemptStatus
+from sftjob_operator.api.status import AttemptStatus, Status
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.batchjob import BatchJob, Children, children
 from sftjob_operator.desired.prepare import prepare_input, prepare_name
+from sftjob_operator.goodput import WITH_PODS, kind
 from sftjob_operator.prepared import Prepared, stored
 
 OVER = ("Succeeded", "Failed")
@@ -75,6 +76,24 @@ def observe(job: SFTJob, manifests: Sequence[Manifest]) -> Observed:
 def attempt_ref(job: SFTJob, number: int) -> Ref:
     """Address of an attempt's Job."""
     return Ref("batch/v1", "Job", job.namespace, names.attempt(job.name, number))
+
+
+def holds(status: Status) -> bool:
+    """Whether a job with this status has its gang, or is about to have it (back)."""
+    says = {condition.type: condition for condition in status.conditions}
+    over = any(says[name].status == "True" for name in ("Complete", "Failed", "Suspended") if name in says)
+    if over or status.start_time is None or "Running" not in says:
+        return False
+    newest = newest_attempt(status)
+    if newest is not None and newest.state not in OVER and (newest.state, newest.runs) != ("Pending", 0):
+        if newest.state != "Suspended" or says["Running"].reason == "Suspending":  # its pods still save
+            return True
+    return kind(status) in WITH_PODS
+
+
+def newest_attempt(status: Status) -> AttemptStatus | None:
+    """None before the first."""
+    return max(status.attempts, key=lambda attempt: attempt.number, default=None)
 
 
 def is_settled(job: SFTJob) -> bool:

@@ -31,6 +31,7 @@ from sftjob_operator.effects import Apply, Check, Create, Delete, Effect, Patch
 from sftjob_operator.freshness import Freshness
 from sftjob_operator.gpus import Gpus
 from sftjob_operator.needs import Needs, needs
+from sftjob_operator.places import Places
 from sftjob_operator.planning.hardware import Hardware
 from sftjob_operator.policy.accept import read_sftjob
 from sftjob_operator.polling import ProgressPoller
@@ -70,14 +71,17 @@ class Reconciler:
         hardware: HardwareSource | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         watch_lag: Callable[[float], None] = lambda _: None,
+        call: Callable[[Key], None] = lambda _: None,
     ) -> None:
         """`hardware` tells what the planner plans for; default: the settings, else the nodes' labels. `watch_lag`
-        is told how long the watch takes to show our own writes.
+        is told how long the watch takes to show our own writes; `call` is told whose turn it is in a namespace with
+        a quota.
         """
         self._cluster, self._view, self._settings, self._now = cluster, view, settings, now
         self._hardware = hardware or Gpus(cluster, settings)
         self._fresh = Freshness(watch_lag)
         self._poller = ProgressPoller(cluster, settings.poll_seconds)
+        self.places = Places(view, settings.quotas, call)
 
     @property
     def progress(self) -> Mapping[Key, Progress]:
@@ -99,7 +103,7 @@ class Reconciler:
         except ClusterError:
             raise
         except Exception as error:  # a defect of ours: said where its owner looks, then the worker's to log
-            await self._tell(key, body, broken(body, error, self._now()))
+            await self._tell(key, body, self._settled(key, body, broken(body, error, self._now())))
             raise
         try:
             is_there = await self._tell(key, body, next_step)
@@ -129,17 +133,26 @@ class Reconciler:
         try:
             job = read_sftjob(body)
         except ValueError as error:
-            return unreadable(body, str(error), self._now())
+            return self._settled(key, body, unreadable(body, str(error), self._now()))
         world = await self._look(key, job, jobs)
-        planned = step(world)
+        planned = self._decide(key, body, world)
         refusal = await self._do_all(key, body, planned)
         if refusal is None:
             return planned
         logger.warning(
             "%s %s was refused: %s", refusal.ref.kind, refusal.ref.name, refusal.message, extra=subject(key)
         )
-        planned = step(replace(world, refusal=refusal))
+        planned = self._decide(key, body, replace(world, refusal=refusal))
         await self._do_all(key, body, planned)
+        return planned
+
+    def _decide(self, key: Key, body: Manifest, world: World) -> Step:
+        """Without an await: two workers do not see the same last place of a quota."""
+        return self._settled(key, body, step(replace(world, neighbours=self.places.neighbours(key))))
+
+    def _settled(self, key: Key, body: Manifest, planned: Step) -> Step:
+        """What it comes to counts for the others of the namespace from now on."""
+        self.places.settle(key, body if planned.status is None else {**body, "status": planned.status})
         return planned
 
     async def _look(self, key: Key, job: SFTJob, jobs: Sequence[Manifest]) -> World:
@@ -278,6 +291,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self._fresh.forget(key)
         self._poller.forget(key)
+        self.places.settle(key, None)
 
 
 def _target(effect: Effect) -> Ref:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from sftjob_operator.planning.hardware import quantity_bytes
+from sftjob_operator.quotas import Quotas
 
 Level = Literal["Restricted", "Baseline", "Privileged"]
 """Of the Pod Security Standards."""
@@ -34,6 +35,8 @@ class Settings:
     """Bytes of all caches of a volume beyond which the longest unused are removed too (e.g. 2Ti); empty = no limit."""
     collect_checkpoints: bool = False
     """Also checkpoints of jobs that have exported, unused for collect_unused_days."""
+    quotas: Quotas = field(default_factory=Quotas)
+    """Of namespaces, as JSON: {"jobs": 5, "gpus": 16, "namespaces": {"team-a": {"gpus": 64}}}."""
     workers: int = 8
     """Reconciles that may run at the same time."""
     resync_seconds: float = 300.0
@@ -105,6 +108,7 @@ _READERS: dict[str, Callable[[str], object]] = {
     "bool": _bool,
     "Level": _level,
     "Days": _days,
+    "Quotas": Quotas.from_json,
     "Quantity | None": lambda text: quantity_bytes(text) if text else None,
     "tuple[str, ...]": _words,
 }

@@ -30,6 +30,19 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """An SFTJob in a namespace with a quota, where it has a share of it or waits for one."""
+
+    name: str
+    created: str
+    """metadata.creationTimestamp."""
+    gpus: int
+    """That it has, or asks for."""
+    holds: bool
+    """False = it waits."""
+
+
+@dataclass(frozen=True)
 class World:
     """One SFTJob and what surrounds it. What `needs` did not ask for may be left at its default."""
 
@@ -49,5 +62,9 @@ class World:
     """Read by `reports.read_progress`; None = not asked, not to be had or not readable."""
     refusal: Refusal | None = None
     """A child that was refused in this very pass: the step is then asked again, with this set."""
+    neighbours: Sequence[Standing] = ()
+    """The others that share the quota of the namespace; none where it has no quota."""
+    has_share: bool = False
+    """Whether it had its gang when the pass began, or was about to have it: set by `policy.decide`."""
     hardware: Hardware = field(default_factory=Hardware)
     settings: Settings = field(default_factory=Settings)

@@ -38,7 +38,7 @@ def test_chart_and_code_agree_on_defaults():
     settings, defaults = Settings.from_environment(environment(render())), Settings()
     same = ("workers", "resync_seconds", "log_format", "log_level", "gpu_memory", "namespaces", "http_port")
     collection = ("collect_unused_days", "collect_limit", "collect_checkpoints")
-    for name in (*same, *collection, "pod_security"):
+    for name in (*same, *collection, "pod_security", "quotas"):
         assert getattr(settings, name) == getattr(defaults, name), name
 
 
@@ -47,6 +47,14 @@ def test_what_preparations_collect_is_a_value():
     settings = Settings.from_environment(environment(render("--set", given)))
     found = (settings.collect_unused_days, settings.collect_limit, settings.collect_checkpoints)
     assert found == (7, 2**41, True)
+
+
+def test_quotas_arrive_as_they_are_written():
+    quotas = {"jobs": 2, "namespaces": {"team-a": {"jobs": 10, "gpus": 1000000}, "platform": {}}}
+    found = Settings.from_environment(environment(render(*values(quotas=quotas)))).quotas
+    assert (found.of("any").jobs, found.of("any").gpus) == (2, None)
+    assert (found.of("team-a").jobs, found.of("team-a").gpus) == (10, 1_000_000)
+    assert not found.of("platform").is_set
 
 
 def test_its_root_file_system_is_read_only_and_only_tmp_is_writable():

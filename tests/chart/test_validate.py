@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rendering import refusal
+from rendering import NAMESPACES, refusal
 
 
 def test_scope_namespaces_needs_namespaces():
@@ -13,3 +13,8 @@ def test_scope_namespaces_needs_namespaces():
 
 def test_scope_cluster_takes_none():
     assert "rbac.namespaces is only for rbac.scope: namespaces" in refusal("--set", "rbac.namespaces={a}")
+
+
+def test_a_quota_for_a_namespace_that_the_operator_does_not_see_is_refused():
+    words = refusal(*NAMESPACES, "--set", "quotas.namespaces.team-c.jobs=1")
+    assert "quotas.namespaces.team-c: rbac.namespaces does not list that namespace" in words

@@ -97,6 +97,10 @@ def test_every_value_that_a_template_reads_exists():
         ("affinity.nodes=a", "nodes"),
         ("topologySpreadConstraints[0].topologyKey=zone", "maxSkew"),
         ("admission.enabled=true", "enabled"),
+        ("quotas.gpu=8", "gpu"),
+        ("quotas.jobs=-1", "minimum"),
+        ("quotas.namespaces.team-a.gpus=many", "gpus"),
+        ("quotas.namespaces.team-a.nodes=1", "nodes"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(value: str, complaint: str):

@@ -44,7 +44,9 @@ class Operator:
 
     def restart(self, **settings: Any) -> None:
         """A new process: nothing is remembered."""
-        self.reconciler = Reconciler(self.cluster, self.cluster, Settings(**settings), now=self.now)
+        self.reconciler = Reconciler(
+            self.cluster, self.cluster, Settings(**settings), now=self.now, call=self.queue.add
+        )
         self.workers = Workers(
             self.queue, self.reconciler.reconcile, 2, lambda result, _: self.results.append(result)
         )
@@ -102,7 +104,7 @@ class Operator:
                 "apiVersion": "v1",
                 "kind": "Pod",
                 "metadata": {
-                    "namespace": "team",
+                    "namespace": ref.namespace,
                     "name": f"{ref.name}-{index}",
                     "labels": labels,
                     "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}],

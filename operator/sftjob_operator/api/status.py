@@ -188,6 +188,7 @@ class Status(StatusModel):
     )
     completion_time: str | None = Field(None, description="When Complete or Failed became True.")
     nodes: int | None = Field(None, description="Pods of the present attempt.")
+    gpus: int | None = Field(None, description="GPUs of the present attempt, of all its pods together.")
     conditions: Annotated[list[Condition], Field(max_length=16)] = Field(
         default_factory=list,
         description="Accepted, Prepared, Planned, Running, Suspended, Complete, Failed.",

@@ -16,6 +16,7 @@ from sftjob_operator.planning.batch import SpecError
 from sftjob_operator.planning.combinations import refuse_what_cannot_work_together
 from sftjob_operator.planning.hardware import quantity_bytes
 from sftjob_operator.planning.intent import intent
+from sftjob_operator.policy.quota import too_large
 from sftjob_operator.settings import Level, Settings
 
 _UNKNOWN = (
@@ -61,7 +62,7 @@ def objection(job: SFTJob, settings: Settings) -> SpecError | None:
             check(job.spec)
     except SpecError as error:
         return error
-    return None
+    return too_large(job, settings)
 
 
 def _environment(spec: Spec) -> None:

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 from sft_trainer.config import FailureClass, TrainResult
 from sftjob_operator.api.objects import Manifest, Ref
-from sftjob_operator.api.status import AttemptStatus, ProgressStatus, ResultStatus
+from sftjob_operator.api.status import AttemptStatus, ProgressStatus, ResultStatus, Status
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.effects import Delete
 from sftjob_operator.failure import disrupted, failure, node_lost, without_result
 from sftjob_operator.observe import Observed
 from sftjob_operator.pods import PodEnd, lost_pod, of_job, pod_end
 from sftjob_operator.policy.decision import STOPPING_SECONDS, Answer, Decision, Say, not_running
+from sftjob_operator.policy.quota import no_room, present
 from sftjob_operator.policy.records import live_record, made, new_record, with_outcome, with_record
 from sftjob_operator.policy.resize import is_resized, obstacle, resize, resized_words, was_stopped_to_resize
 from sftjob_operator.policy.restart import RESIZED, after_failure
@@ -45,11 +46,18 @@ def follow(world: World, seen: Observed) -> Answer:
     if job.spec.suspend or child.suspended:
         record = live_record(record, child)
         status = with_record(job.status, record)
-        return hold(world, status, child) if job.spec.suspend else paused(status, child)
+        return hold(world, status, child) if job.spec.suspend else _stands_still(world, status, child)
     lost = None if pods is None else lost_pod(pods, world.now)
     if lost is not None:
         return _lost(world, record, child, lost)
     return watch(world, record, child)
+
+
+def _stands_still(world: World, status: Status, child: BatchJob) -> Decision:
+    """What we have suspended goes on when there is room for it again; what a queue holds is the queue's."""
+    job = world.job
+    full = no_room(world, present(job.status, job.spec.workers)) if child.suspended_by_us else None
+    return paused(status, child) if full is None else replace(full, status=status)
 
 
 def _ended(world: World, record: AttemptStatus, child: BatchJob, pods: list[Manifest] | None) -> Answer:
@@ -115,8 +123,10 @@ def _replaced(world: World, record: AttemptStatus, child: BatchJob) -> Answer:
     settled = after_failure(world, record, why, world.now, effects)
     if isinstance(settled, Decision):
         return settled
-    # A pass of its own for the plan, which needs what was not read for an attempt that lives.
-    return Decision(settled.status, not_running("Stopping", why.message), effects, _AT_ONCE)
+    # A pass of its own for the plan, which needs what was not read for an attempt that lives. What stood still has no
+    # share of a quota, and must not look as if it had.
+    reason = "Stopping" if world.has_share else "Pending"
+    return Decision(settled.status, not_running(reason, why.message), effects, _AT_ONCE)
 
 
 def _result(ends: list[PodEnd]) -> tuple[PodEnd, TrainResult] | None:

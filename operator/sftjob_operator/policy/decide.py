@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.effects import Effect
-from sftjob_operator.observe import Observed, is_settled, observe
+from sftjob_operator.observe import Observed, holds, is_settled, observe
 from sftjob_operator.policy import attempt, deadline, preparation
 from sftjob_operator.policy.accept import objection
 from sftjob_operator.policy.decision import Answer, Decision, Say, Transition, age, not_running, revisit
@@ -26,7 +26,7 @@ def decide(world: World) -> Decision | None:
     effects: tuple[Effect, ...] = ()
     if is_settled(world.job):
         return None
-    world = _with_status(world, {"completion_time": None})
+    world = replace(_with_status(world, {"completion_time": None}), has_share=holds(world.job.status))
     while True:
         seen = observe(world.job, world.jobs)
         answer = deadline.exceeded(world, seen) or _next(world, seen)

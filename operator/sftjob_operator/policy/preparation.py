@@ -141,7 +141,9 @@ def _after_failure(world: World, seen: Observed, kept: Prepared, last: FailedTry
     if world.now >= due:
         return _create(world, seen)
     message = f"preparation failed ({last.reason}): {last.message}; the next try starts at {rfc3339(due)}"
-    conditions = {**_preparing(message), **not_running("Restarting", message)}
+    # What has started and is prepared again has no gang that it is about to have back.
+    reason = "Restarting" if job.status.start_time is None else "Preparing"
+    conditions = {**_preparing(message), **not_running(reason, message)}
     return Decision(job.status, conditions, requeue=max((due - world.now).total_seconds(), 0.1))
 
 

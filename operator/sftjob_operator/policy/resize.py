@@ -15,6 +15,7 @@ from sftjob_operator.planning.plan import NoFit
 from sftjob_operator.policy.accept import objection
 from sftjob_operator.policy.decision import STOPPING_SECONDS, Decision, not_running
 from sftjob_operator.policy.prerequisites import missing, not_shared
+from sftjob_operator.policy.quota import no_room_to_grow
 from sftjob_operator.policy.records import live_record, with_record
 from sftjob_operator.policy.start import next_plan
 from sftjob_operator.policy.suspend import suspension
@@ -44,6 +45,9 @@ def resized_words(job: SFTJob, child: BatchJob) -> str:
 
 def obstacle(world: World, seen: Observed) -> str | None:
     """Why the gang should rather go on as it is: the new one could not start."""
+    full = no_room_to_grow(world)
+    if full is not None:
+        return full
     job, facts = world.job, seen.prepared.result()
     why = missing(world, seen.prepared) or not_shared(world)
     if why is not None:

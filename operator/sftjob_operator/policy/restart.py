@@ -95,7 +95,9 @@ def wait(world: World, record: AttemptStatus | None) -> Decision | None:
         f"attempt {record.number + 1} starts at {rfc3339(due)} {start}"
     )
     remaining = (due - world.now).total_seconds()
-    return Decision(status, not_running("Restarting", message), requeue=max(remaining, 0.1))
+    # What had no gang (it stood still) is not about to have it back: it has to ask for a share of the quota again.
+    reason = "Restarting" if world.has_share else "Pending"
+    return Decision(status, not_running(reason, message), requeue=max(remaining, 0.1))
 
 
 def wait_seconds(policy: FailurePolicy, failures: int) -> float:

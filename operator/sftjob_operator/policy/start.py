@@ -7,6 +7,8 @@ the children: what a running attempt rests on is immutable before it exists.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sft_trainer.config import FailureClass, PrepareResult
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Ref
@@ -18,6 +20,7 @@ from sftjob_operator.observe import Observed
 from sftjob_operator.planning.advice import no_fit_message
 from sftjob_operator.planning.plan import NoFit, Plan, plan
 from sftjob_operator.policy.decision import Decision, Say, not_running, revisit
+from sftjob_operator.policy.quota import asked, no_room
 from sftjob_operator.policy.records import made, new_record, with_record
 from sftjob_operator.policy.refusal import refused
 from sftjob_operator.policy.restart import RESIZED
@@ -42,10 +45,14 @@ def plan_and_start(world: World, seen: Observed, facts: PrepareResult) -> Decisi
     status = job.status.model_copy(update={"plan": chosen.status()})
     if world.refusal is not None:
         return refused(world, status, world.refusal)
+    full = no_room(world, asked(job.spec.workers))
+    if full is not None:
+        return replace(full, status=status)
     record = seen.record if seen.announced and seen.record else new_record(job, seen.number + 1)
     message = f"attempt {record.number}: {job.spec.workers.nodes} pods are being created"
     says = not_running("ContainerCreating", message)
-    status = status.model_copy(update={"nodes": job.spec.workers.nodes})
+    size = {"nodes": job.spec.workers.nodes, "gpus": asked(job.spec.workers)}
+    status = status.model_copy(update=size)
     if seen.announced:
         effects = _children(world, seen, facts, chosen)
         return Decision(with_record(status, made(record)), says, effects, revisit(0.0))

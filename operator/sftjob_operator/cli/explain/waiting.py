@@ -49,6 +49,11 @@ _ACCEPTED = {
         "A podTemplate asks for more of its node than the platform allows (operator.podSecurity of the chart).",
         "Leave out what the message names, or ask the platform's people.",
     ),
+    "NamespaceQuotaTooSmall": Advice(
+        "The job asks for more than its namespace may have at all (quotas of the chart), so it is not even prepared.",
+        "Ask for fewer nodes or GPUs in spec.workers and apply again, or ask the platform's people for another quota.",
+        (EDIT,),
+    ),
     "ReservedName": Advice(
         "A name in the spec is one the operator needs itself.", "Rename it and apply again."
     ),
@@ -163,6 +168,13 @@ _BLOCKED = {
         "The queue (Kueue) holds it until there is room in its quota.",
         "Wait, or ask those who own the queue; the Workload says what it waits for.",
         ("kubectl get workloads.kueue.x-k8s.io", "kubectl describe job {job}"),
+    ),
+    "NamespaceQuota": Advice(
+        "The namespace has in use what it may have (quotas of the chart). The job stands in line by its creation, and "
+        "starts by itself when there is room beside those that run and those that wait before it.",
+        "Wait, suspend or delete one of the jobs that are named, or ask the platform's people for a larger quota. "
+        "Fewer nodes or GPUs may fit earlier; a job before this one that can wait is passed while it is suspended.",
+        ("kubectl get sftjobs", EDIT),
     ),
     "QuotaExceeded": Advice(
         "The quota of the namespace does not allow the job now; it is tried again every minute.",
