@@ -11,7 +11,7 @@ import tiny
 from rooms import Room, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
-STEPS = 160
+STEPS = 120
 
 
 def long_job(room: Room, name: str, steps: int = STEPS) -> None:
