@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from sftjob_operator.cluster.base import Key, Manifest, View
+from sftjob_operator.cluster.base import Key, Manifest, View, sftjobs_of
 from sftjob_operator.policy.quota import next_in_line, standing
 from sftjob_operator.quotas import Quotas
 from sftjob_operator.world import Standing
@@ -60,7 +60,6 @@ class Places:
 
     def _of(self, namespace: str) -> dict[str, Standing]:
         if namespace not in self._known:
-            bodies = [self._view.sftjob(key) for key in self._view.keys() if key.namespace == namespace]
-            found = [standing(body) for body in bodies if body is not None]
+            found = [standing(body) for body in sftjobs_of(self._view, namespace)]
             self._known[namespace] = {one.name: one for one in found if one is not None}
         return self._known[namespace]

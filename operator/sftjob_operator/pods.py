@@ -9,7 +9,7 @@ from typing import Any
 
 from sft_trainer.config import Outcome
 from sftjob_operator.api import names
-from sftjob_operator.api.objects import Manifest
+from sftjob_operator.api.objects import Manifest, condition, is_true
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.reports import parse_time, read_outcome, sentence
 
@@ -77,7 +77,7 @@ def pod_end(pod: Manifest) -> PodEnd | None:
         word=str(ended.get("reason") or status.get("reason") or ""),
         outcome=outcome,
         note="" if outcome else sentence(message or str(status.get("message") or ""), 300),
-        disrupted=_condition(pod, "DisruptionTarget").get("status") == "True",
+        disrupted=is_true(pod, "DisruptionTarget"),
         deleted=pod["metadata"].get("deletionTimestamp") is not None,
     )
 
@@ -127,7 +127,7 @@ def _is_lost(pod: Manifest, now: datetime) -> bool:
 
 def pod_trouble(pod: Manifest) -> Trouble | None:
     """Why this pod does not run; None when it does, has ended, or nobody says."""
-    scheduled = _condition(pod, "PodScheduled")
+    scheduled = condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         words = sentence(str(scheduled.get("message") or scheduled.get("reason") or ""), 700)
         missing = "persistentvolumeclaim" in words and "not found" in words
@@ -145,7 +145,7 @@ def pod_trouble(pod: Manifest) -> Trouble | None:
         return Trouble("ImagePull", f"{_name(pod)}: image {image}: {word}{': ' if words else ''}{words}")
     if word in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
         return Trouble("ContainerConfig", f"{_name(pod)}: {word}{': ' if words else ''}{words}")
-    ready = _condition(pod, "Ready")
+    ready = condition(pod, "Ready")
     if ready.get("status") == "Unknown" or ready.get("reason") == "NodeNotReady":
         return Trouble("NodeNotReady", f"{_name(pod)}: node {_node(pod)} does not answer")
     if word == "ContainerCreating" and words:  # a kubelet says it in an Event, LocalCluster here
@@ -163,11 +163,6 @@ def _belongs(pod: Manifest, job: BatchJob) -> bool:
 def _container(pod: Manifest) -> Manifest | None:
     statuses: list[Manifest] = (pod.get("status") or {}).get("containerStatuses") or []
     return next((status for status in statuses if status.get("name") == names.CONTAINER), None)
-
-
-def _condition(pod: Manifest, kind: str) -> Manifest:
-    conditions: list[Manifest] = (pod.get("status") or {}).get("conditions") or []
-    return next((item for item in conditions if item.get("type") == kind), {})
 
 
 def _index(pod: Manifest) -> int | None:

@@ -26,6 +26,7 @@ from sftjob_operator.cluster.base import (
     Rejected,
     View,
     ref_of,
+    sftjobs_of,
 )
 from sftjob_operator.effects import Apply, Check, Create, Delete, Effect, Patch
 from sftjob_operator.freshness import Freshness
@@ -163,17 +164,13 @@ class Reconciler:
             job=job,
             now=now,
             jobs=[*jobs, *unseen],
-            sftjobs=self._beside(key) if need.sftjobs else (),
+            sftjobs=sftjobs_of(self._view, key.namespace) if need.sftjobs else (),
             pods=await self._pods(key, need) if need.pods else None,
             prerequisites={ref: await self._find(ref) for ref in need.prerequisites},
             progress=await self._progress(key, need),
             hardware=await self._hardware(job) if need.hardware else Hardware(),
             settings=self._settings,
         )
-
-    def _beside(self, key: Key) -> Sequence[Manifest]:
-        found = (self._view.sftjob(each) for each in self._view.keys() if each.namespace == key.namespace)
-        return [body for body in found if body is not None]
 
     async def _find(self, ref: Ref) -> Manifest | None:
         """None = not there. What may not be read is taken to be there: the pods will say if it is not."""

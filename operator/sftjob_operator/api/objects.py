@@ -26,6 +26,22 @@ def ref_of(manifest: Manifest) -> Ref:
     )
 
 
+def condition(manifest: Manifest, type_: str) -> Manifest:
+    """Its status condition of this type; empty where there is none."""
+    conditions: list[Manifest] = (manifest.get("status") or {}).get("conditions") or []
+    return next((item for item in conditions if item.get("type") == type_), {})
+
+
+def is_true(manifest: Manifest, type_: str) -> bool:
+    """Whether it has this condition with status True."""
+    return condition(manifest, type_).get("status") == "True"
+
+
+def is_finished(job: Manifest) -> bool:
+    """Whether a Job, or an SFTJob, has come to its end."""
+    return is_true(job, "Complete") or is_true(job, "Failed")
+
+
 @dataclass(frozen=True)
 class Event:
     """A core/v1 Event about an SFTJob."""

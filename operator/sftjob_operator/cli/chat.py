@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
+from sftjob_operator.api.objects import is_true
 from sftjob_operator.cli import jobs, table, volume
 from sftjob_operator.cli.errors import UNKNOWN, CliError
 from sftjob_operator.cli.place import Where, opened
@@ -102,7 +103,7 @@ async def _session(where: Where, options: Options) -> Any:
 def models(job: Manifest, *, base: bool) -> dict[str, str]:
     """The folders to talk to; CliError while there is no export."""
     status, name = job.get("status", {}), job["metadata"]["name"]
-    if not table.is_true(job, "Complete"):
+    if not is_true(job, "Complete"):
         raise CliError(f"{name} has no model to talk to yet: {table.sentence(job)}", UNKNOWN)
     tuned = {TUNED: str(status.get("result", {}).get("export") or volume.folder(job, "export"))}
     if not base:

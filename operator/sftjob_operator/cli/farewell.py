@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sftjob_operator.cli.table import condition
+from sftjob_operator.api.objects import condition
 from sftjob_operator.cluster.base import Manifest
 
 LOG_LINES = 15

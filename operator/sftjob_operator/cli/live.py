@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from sftjob_operator.api.objects import Manifest
+from sftjob_operator.api.objects import Manifest, is_true
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _NAMED = 4  # pods that are named one by one
@@ -56,7 +56,7 @@ def pods_line(pods: Sequence[Manifest]) -> str:
     living = [pod for pod in pods if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")]
     if not living:
         return ""
-    ready = sum(_is_ready(pod) for pod in living)
+    ready = sum(is_true(pod, "Ready") for pod in living)
     head = f"pods {ready} of {len(living)} ready"
     if len(living) > _NAMED:
         phases = Counter(str(pod.get("status", {}).get("phase", "Unknown")) for pod in living)
@@ -69,11 +69,6 @@ def _named(pod: Manifest) -> str:
     name = pod.get("spec", {}).get("hostname") or pod["metadata"]["name"]
     where = f" on {node}" if node else ""
     return f"{name}{where}" if phase == "Running" else f"{name}{where} {phase}"
-
-
-def _is_ready(pod: Manifest) -> bool:
-    conditions = pod.get("status", {}).get("conditions") or []
-    return any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
 
 
 def _number(text: object) -> float | None:

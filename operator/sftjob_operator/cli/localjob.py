@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sftjob_operator.api.objects import is_true
 from sftjob_operator.cli import aio, delete, jobs, run, table
 from sftjob_operator.cli.errors import INTERRUPTED, OK, UNKNOWN, CliError
 from sftjob_operator.cli.place import Place
@@ -33,7 +34,7 @@ def suspend(place: Place, name: str, wait: bool, console: Console) -> int:
     check_open(job)
     who = holder(state)
     if who is None:
-        if table.is_true(job, "Suspended"):
+        if is_true(job, "Suspended"):
             _say(console, f"{name} is suspended already")
             return OK
         return _drive(place, job, console, stop=True)
@@ -52,7 +53,7 @@ def suspend(place: Place, name: str, wait: bool, console: Console) -> int:
         time.sleep(LOOK_SECONDS)
         job = _job(place, name)
     job = _job(place, name)
-    if not table.is_true(job, "Suspended"):
+    if not is_true(job, "Suspended"):
         check_open(job)
         raise CliError(f"{name} is not suspended: {table.sentence(job)}", UNKNOWN)
     _say(console, f"{name} is suspended; {place.command('resume', name)} goes on with it")

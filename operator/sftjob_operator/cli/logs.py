@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from sftjob_operator.api.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_ROLE, ROLE_PREPARE
+from sftjob_operator.api.objects import is_finished, is_true
 from sftjob_operator.cli import jobs, table, volume
 from sftjob_operator.cli.errors import UNKNOWN, CliError
 from sftjob_operator.cli.place import Place, Where, opened
@@ -204,9 +205,9 @@ def _aside(words: str) -> None:
 
 def is_over(job: Manifest, attempt: int | None) -> bool:
     """No further pod will come: of the job, or of this attempt."""
-    if table.is_true(job, "Complete") or table.is_true(job, "Failed"):
+    if is_finished(job):
         return True
-    return table.is_true(job, "Prepared") if attempt == 0 else attempt in _ended(job)
+    return is_true(job, "Prepared") if attempt == 0 else attempt in _ended(job)
 
 
 def _ended(job: Manifest) -> list[int]:

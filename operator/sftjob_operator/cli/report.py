@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sftjob_operator.api.objects import is_true
 from sftjob_operator.cli import jobs, table, volume
 from sftjob_operator.cli.errors import UNKNOWN, CliError
 from sftjob_operator.cli.place import Where, opened
@@ -34,7 +35,7 @@ async def report(where: Where, name: str, output: Path | None, console: Console)
 
 async def _written(there: volume.Volume, job: Manifest) -> bytes | None:
     """What the job left when it was complete; before, a page of an earlier run may lie there."""
-    if not table.is_true(job, "Complete"):
+    if not is_true(job, "Complete"):
         return None
     try:
         return await there.file(volume.folder(job, FILE))

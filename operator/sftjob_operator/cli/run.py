@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from sftjob_operator.api.names import LABEL_JOB
+from sftjob_operator.api.objects import condition, is_true
 from sftjob_operator.cli import aio, farewell, furnish, live, table
 from sftjob_operator.cli.errors import FAILED, INTERRUPTED, OK, USAGE, CliError
 from sftjob_operator.cli.load import load, parse
@@ -58,7 +59,7 @@ async def _run(options: Options, manifest: Manifest, secrets: Sequence[Manifest]
     try:
         await _apply(cluster, key, manifest, secrets, options)
         before = cluster.sftjob(key)
-        if before is not None and table.is_true(before, "Complete"):
+        if before is not None and is_true(before, "Complete"):
             _say(console, farewell.success(before, options.workspace))
             _say(console, [farewell.again(before, options.state)])
             return OK
@@ -95,7 +96,7 @@ async def _apply(
         furnish.check_gpus(job, options.file)
         claim = furnish.claim(job, key.namespace, options.workspace)
         furnish.check_claim(claim, await cluster.get(ref_of(claim)), options.state)
-        if old is not None and table.is_true(old, "Failed") and not _has_started(old):
+        if old is not None and is_true(old, "Failed") and not _has_started(old):
             await cluster.delete(ref_of(old))  # what was wrong may be repaired outside the YAML, in the data
         for item in (wanted, claim, *secrets):
             await cluster.apply(item)
@@ -124,7 +125,7 @@ def last_words(cluster: LocalCluster, key: Key, code: int, options: Options, con
         )
     elif code == USAGE:
         raise CliError(f"{options.file}: {table.sentence(job)}{_secret_hint(job)}")
-    elif table.is_true(job, "Failed"):
+    elif is_true(job, "Failed"):
         _say(console, farewell.failure(job, options.workspace, _failed_pods(cluster, key)))
         if _has_started(job):
             _say(console, [farewell.again(job, options.state)])
@@ -134,7 +135,7 @@ def last_words(cluster: LocalCluster, key: Key, code: int, options: Options, con
 
 
 def _secret_hint(job: Manifest) -> str:
-    is_missing = table.condition(job, "Running").get("reason") == "SecretMissing"
+    is_missing = condition(job, "Running").get("reason") == "SecretMissing"
     return " (give it with --secret NAME=FILE)" if is_missing else ""
 
 

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from sftjob_operator.api.names import ANNOTATION_SUSPENDED_BY, LABEL_JOB
+from sftjob_operator.api.objects import condition, is_finished, is_true
 from sftjob_operator.api.v1alpha1 import API_VERSION, KIND, SFTJob
-from sftjob_operator.cli import table
 from sftjob_operator.cli.errors import FAILED, INTERRUPTED, OK, USAGE
 from sftjob_operator.cluster.base import Key, Manifest, NotFound, Ref, ref_of
 from sftjob_operator.cluster.local import LocalCluster, node
-from sftjob_operator.cluster.local.objects import is_finished
 from sftjob_operator.planning.hardware import BF16_MAJOR, Hardware
 from sftjob_operator.reconcile import Reconciler
 from sftjob_operator.settings import Settings
@@ -124,7 +123,7 @@ class Session:
             await self._suspend(self._key)
             return False
         await self._suspend_jobs(self._key)
-        is_said = self._is_current(job) and table.is_true(job, "Suspended")
+        is_said = self._is_current(job) and is_true(job, "Suspended")
         return (is_said or self._failures > 0) and not self._has_processes()
 
     def _is_current(self, job: Manifest) -> bool:
@@ -198,12 +197,12 @@ class Session:
 
 def outcome(job: Manifest) -> int | None:
     """The exit code, once nothing but the person can change anything; None while it goes on."""
-    if table.is_true(job, "Complete"):
+    if is_true(job, "Complete"):
         return OK
-    if table.is_true(job, "Failed"):
+    if is_true(job, "Failed"):
         return FAILED
-    reason = table.condition(job, "Running").get("reason")
-    if table.condition(job, "Accepted").get("status") == "False" or reason in MISSING:
+    reason = condition(job, "Running").get("reason")
+    if condition(job, "Accepted").get("status") == "False" or reason in MISSING:
         return USAGE
     return FAILED if reason == "DoesNotFit" else None
 

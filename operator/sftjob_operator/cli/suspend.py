@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from sftjob_operator.api.objects import is_true
 from sftjob_operator.cli import jobs, table
 from sftjob_operator.cli.errors import FAILED, OK, CliError
 from sftjob_operator.cli.place import Place
@@ -45,9 +46,9 @@ async def _set(
             said = words
             console.print(words, markup=False, highlight=False, soft_wrap=True)
         if is_current(job):
-            if table.is_true(job, "Failed"):
+            if is_true(job, "Failed"):
                 return FAILED
-            if is_done(job) or table.is_true(job, "Complete"):
+            if is_done(job) or is_true(job, "Complete"):
                 return OK
         await asyncio.sleep(LOOK_SECONDS)
         job = await jobs.find(place, name)
@@ -56,7 +57,7 @@ async def _set(
 def check_open(job: Manifest) -> None:
     """CliError for a job that is over."""
     for type_, words in (("Complete", "is complete"), ("Failed", "has failed")):
-        if table.is_true(job, type_):
+        if is_true(job, type_):
             raise CliError(
                 f"{job['metadata']['name']} {words}: there is nothing left to stop or to go on with"
             )
@@ -68,8 +69,8 @@ def is_current(job: Manifest) -> bool:
 
 
 def _is_suspended(job: Manifest) -> bool:
-    return table.is_true(job, "Suspended")
+    return is_true(job, "Suspended")
 
 
 def _runs(job: Manifest) -> bool:
-    return table.is_true(job, "Running")
+    return is_true(job, "Running")

@@ -10,6 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sftjob_operator.api.objects import condition, is_true
 from sftjob_operator.cluster.base import Manifest
 from sftjob_operator.cluster.local.objects import parse_timestamp
 
@@ -24,17 +25,6 @@ _STYLES = {
 }
 _EVENTS = 5
 BAR = 60
-
-
-def condition(job: Manifest, type_: str) -> Manifest:
-    """The condition of this type; empty while the operator has said nothing."""
-    conditions: Sequence[Manifest] = job.get("status", {}).get("conditions", [])
-    return next((item for item in conditions if item["type"] == type_), {})
-
-
-def is_true(job: Manifest, type_: str) -> bool:
-    """Whether this condition holds."""
-    return condition(job, type_).get("status") == "True"
 
 
 def row(job: Manifest, now: datetime) -> tuple[str, ...]:

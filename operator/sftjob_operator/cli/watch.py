@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import Console
 from rich.live import Live
 
+from sftjob_operator.api.objects import condition
 from sftjob_operator.api.status import ProgressStatus
 from sftjob_operator.cli import farewell, jobs, live, logs, table
 from sftjob_operator.cli.errors import FAILED, OK, UNKNOWN, CliError
@@ -87,7 +88,7 @@ def outcome(job: Manifest) -> int | None:
     if job.get("status", {}).get("observedGeneration") != job["metadata"].get("generation"):
         return None
     code = session.outcome(job)
-    reason = table.condition(job, "Running").get("reason")
+    reason = condition(job, "Running").get("reason")
     return None if reason in session.MISSING else code  # somebody may bring it
 
 

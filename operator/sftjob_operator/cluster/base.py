@@ -95,3 +95,9 @@ class View(Protocol):
 
     def keys(self) -> Sequence[Key]:
         """All SFTJobs."""
+
+
+def sftjobs_of(view: View, namespace: str) -> list[Manifest]:
+    """Every SFTJob of the namespace."""
+    found = (view.sftjob(key) for key in view.keys() if key.namespace == namespace)
+    return [body for body in found if body is not None]

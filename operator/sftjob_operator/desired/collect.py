@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from sft_trainer.config import CollectConfig
-from sftjob_operator.api.objects import Manifest
+from sftjob_operator.api.objects import Manifest, is_finished
 from sftjob_operator.desired.claim import claim_name_in
 from sftjob_operator.settings import Settings
 
 _DAY = 24 * 3600
-_OVER = ("Complete", "Failed")
 _LARGEST = 128 * 1024
 """Characters that may lie in a ConfigMap beside the rows of a spec."""
 
@@ -42,18 +41,13 @@ def after_preparation(
 
 def with_open_jobs(policy: CollectConfig, claim: str, every: Sequence[Manifest]) -> CollectConfig:
     """`policy`, and what it must spare: names, models and data of the jobs on `claim` that are not over."""
-    open_ = [each for each in every if claim_name_in(each) == claim and not _is_over(each)]
+    open_ = [each for each in every if claim_name_in(each) == claim and not is_finished(each)]
     return policy.model_copy(
         update={
             "jobs": tuple(sorted(each["metadata"]["name"] for each in open_)),
             "directories": tuple(sorted({folder for each in open_ for folder in _folders(each)})),
         }
     )
-
-
-def _is_over(job: Manifest) -> bool:
-    conditions: Sequence[Manifest] = (job.get("status") or {}).get("conditions") or ()
-    return any(each.get("type") in _OVER and each.get("status") == "True" for each in conditions)
 
 
 def _folders(job: Manifest) -> list[str]:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from sftjob_operator.api.objects import Manifest
+from sftjob_operator.api.objects import Manifest, condition, is_finished, is_true
 from sftjob_operator.cli.explain.advice import Advice
 from sftjob_operator.cli.explain.classes import CLASSES
 from sftjob_operator.cli.explain.usererrors import USER_ERRORS
 from sftjob_operator.cli.explain.waiting import WAITING
-from sftjob_operator.cli.table import condition, duration, is_true
+from sftjob_operator.cli.table import duration
 from sftjob_operator.desired.claim import claim_name_in
 from sftjob_operator.pods import pod_trouble
 from sftjob_operator.reports import parse_time
@@ -134,7 +134,7 @@ def _stale(facts: Facts) -> list[str]:
 
 
 def _left_alone(facts: Facts) -> list[str]:
-    is_over = is_true(facts.job, "Complete") or is_true(facts.job, "Failed")
+    is_over = is_finished(facts.job)
     if facts.is_carried_on or is_over:
         return []
     return [
@@ -191,7 +191,7 @@ def _again(job: Manifest, reason: str) -> list[str]:
 
 def _pods(facts: Facts, known: Sequence[str]) -> list[str]:
     """In the words of scheduler and kubelet, which may be newer than the status."""
-    if is_true(facts.job, "Complete") or is_true(facts.job, "Failed"):
+    if is_finished(facts.job):
         return []
     found = [why for why in map(pod_trouble, facts.pods) if why is not None]
     news = [f"{why.reason}: {why.message}" for why in found if not _is_said(why.message, known)]

@@ -6,15 +6,10 @@ import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from sftjob_operator.api.objects import is_finished
 from sftjob_operator.cluster.base import Manifest, Ref, ref_of
 from sftjob_operator.cluster.local import jobpods, jobs
-from sftjob_operator.cluster.local.objects import (
-    is_finished,
-    is_terminating,
-    owner_uids,
-    parse_timestamp,
-    timestamp,
-)
+from sftjob_operator.cluster.local.objects import is_terminating, owner_uids, parse_timestamp, timestamp
 from sftjob_operator.cluster.local.store import Store
 from sftjob_operator.cluster.local.volumes import BOUND_TO, claim_directory
 

@@ -11,18 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from sftjob_operator.api.objects import condition, is_finished, is_true
 from sftjob_operator.cluster.base import Manifest
 from sftjob_operator.cluster.local import failures
 from sftjob_operator.cluster.local.jobpods import INDEX, TRACKING
-from sftjob_operator.cluster.local.objects import (
-    condition,
-    is_finished,
-    is_terminal,
-    is_terminating,
-    is_true,
-    parse_timestamp,
-    timestamp,
-)
+from sftjob_operator.cluster.local.objects import is_terminal, is_terminating, parse_timestamp, timestamp
 
 
 @dataclass
@@ -118,7 +111,7 @@ def _count(job: Manifest, gang: _Gang, result: Sync) -> list[int]:
 def _failure(job: Manifest, gang: _Gang, status: Manifest, now: datetime) -> tuple[str, str] | None:
     """Reason and message, once the Job has failed."""
     spec, before = job["spec"], condition(job, "FailureTarget")
-    if before is not None:
+    if before:
         return before["reason"], before["message"]
     message = failures.fail_message(spec.get("podFailurePolicy"), gang.all_failed)
     if message is not None:

@@ -75,23 +75,6 @@ def owner_uids(manifest: Manifest) -> list[str]:
     return [owner["uid"] for owner in manifest["metadata"].get("ownerReferences", [])]
 
 
-def condition(manifest: Manifest, type_: str) -> Manifest | None:
-    """The status condition of this type."""
-    conditions: list[Manifest] = manifest.get("status", {}).get("conditions", [])
-    return next((item for item in conditions if item["type"] == type_), None)
-
-
-def is_true(manifest: Manifest, type_: str) -> bool:
-    """Whether it has this condition with status True."""
-    found = condition(manifest, type_)
-    return found is not None and found["status"] == "True"
-
-
-def is_finished(job: Manifest) -> bool:
-    """Whether a Job has come to its end."""
-    return is_true(job, "Complete") or is_true(job, "Failed")
-
-
 def is_terminal(pod: Manifest) -> bool:
     """Whether a pod's containers have ended for good."""
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
