@@ -121,6 +121,8 @@ def where() -> None:
     """Where everything lies."""
     job = WORKSPACE / "jobs" / JOB
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")  # whole paths in a narrow terminal too
     for what, path in (
         ("model to load", job / "export"),
         ("report, for a browser", job / "report" / "report.html"),
