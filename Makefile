@@ -20,8 +20,9 @@ demo: install ## the main job on a real model, without a cluster
 test: install ## every test that gates, the real cluster too where root, Linux and Go are there
 	@$(PYTHON) -m pytest tests -m "not soak" $(ARGS)
 
-test-fast: install ## an answer in a minute: no ranks, no model, no cluster
-	@$(PYTHON) -m pytest tests -m "not soak and not processes and not model and not cluster" -x -q $(ARGS)
+test-fast: install ## an answer in a minute or so: no ranks, no model, no cluster
+	@$(PYTHON) -m pytest tests -m "not soak and not slow and not processes and not model and not cluster" \
+	  -n logical --maxprocesses 4 --dist loadfile -x -q $(ARGS)
 
 soak: install ## the long matrices
 	@$(PYTHON) -m pytest tests -m soak $(ARGS)

@@ -23,8 +23,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: an error in a pure function shows in seconds, not after the cluster is up."""
 
+    order = ("slow", "processes", "model", "cluster")
+
     def cost(item: pytest.Item) -> int:
         names = {mark.name for mark in item.iter_markers()}
-        return 3 if "cluster" in names else 2 if "model" in names else 1 if "processes" in names else 0
+        return max((order.index(name) + 1 for name in names if name in order), default=0)
 
     items.sort(key=cost)

@@ -8,6 +8,8 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+
 MEBIBYTE = 1 << 20
 NESTED = "[" * 200_000 + "]" * 200_000
 
@@ -15,6 +17,7 @@ NESTED = "[" * 200_000 + "]" * 200_000
 @contextlib.contextmanager
 def little_memory(mebibytes: int = 1024) -> Iterator[None]:
     """So much more than this process has: what would take a machine's memory gets a MemoryError."""
+    pa.array([0])  # Arrow's allocator reserves a gibibyte of addresses at its first use
     before = resource.getrlimit(resource.RLIMIT_AS)
     status = Path("/proc/self/statm")
     if status.exists():

@@ -130,6 +130,7 @@ async def test_what_started_is_immutable_and_what_did_not_can_be_repaired(rig: R
     await rig.cluster.patch(ref, {"spec": {"suspend": True}})
 
 
+@pytest.mark.slow
 async def test_every_bad_sftjob_is_refused_with_the_same_words(rig: Rig):
     for case in corpus.cases():
         for name in {corpus_name(case.job), corpus_name(case.stored or case.job)}:

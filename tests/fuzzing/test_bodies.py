@@ -27,6 +27,7 @@ def survive(first: int, count: int) -> tuple[int, list[str]]:
     return admitted, wrong
 
 
+@pytest.mark.slow
 def test_random_sftjobs_neither_break_the_operator_nor_stay_in_its_queue():
     admitted, wrong = survive(0, FEW)
     assert not wrong, "\n".join(wrong)

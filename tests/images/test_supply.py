@@ -27,6 +27,7 @@ def packages(image: str) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_bill_of_materials_holds_every_locked_package_with_its_hashes_and_its_licence(tmp_path: Path):
     done = subprocess.run(
         ["make", "-s", "sbom", f"ARGS=--to {tmp_path}"], cwd=ROOT, capture_output=True, text=True
@@ -79,6 +80,7 @@ def test_an_audit_that_could_not_ask_is_no_clean_bill(audit: ModuleType, answer:
     assert words in "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_every_package_of_the_operator_has_a_wheel_for_arm64(tmp_path: Path):
     uv = shutil.which("uv") or str(ROOT / ".venv" / "bin" / "uv")
     words = [

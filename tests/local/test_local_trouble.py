@@ -135,6 +135,7 @@ def test_a_state_that_is_a_file_is_named(bench: Bench):
     assert f"--state {bench.state} cannot be used: File exists" in refused("run", str(bench.file()), *words)
 
 
+@pytest.mark.slow
 def test_a_state_that_may_not_be_written_is_named(bench: Bench):
     file = bench.file()
     bench.folder.chmod(0o500)

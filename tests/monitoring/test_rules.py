@@ -32,6 +32,7 @@ def test_promtool_takes_the_rules_as_they_are(tmp_path: Path):
     promtool(tmp_path, "check", "rules", "rules.yaml")
 
 
+@pytest.mark.slow
 def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path):
     promtool(tmp_path, "test", "rules", CASES.name)
 

@@ -47,6 +47,7 @@ async def train(operator: Operator, count: int) -> None:
     await asyncio.sleep(1)
 
 
+@pytest.mark.slow
 async def test_a_running_job_is_asked_every_ten_seconds_and_written_down_every_thirty_at_most() -> None:
     async with operating() as operator:
         await train(operator, JOBS)
@@ -110,6 +111,7 @@ async def test_a_thousand_failing_jobs_of_one_tenant_do_not_delay_the_first_of_a
     assert Key("quiet", "bot") in done[before : before + 6]
 
 
+@pytest.mark.slow
 async def test_fifty_pods_that_hang_do_not_delay_a_new_job_with_two_workers() -> None:
     async with operating() as operator:
 
@@ -142,6 +144,7 @@ def held(thing: object, seen: set[int] | None = None) -> int:
     return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.soak)])
 async def test_of_jobs_that_came_and_went_nothing_is_left(count: int) -> None:
     async with operating() as operator:

@@ -62,6 +62,7 @@ def test_a_window_is_cut_into_blocks_that_leave_nothing_out(
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_mask_of_a_long_document_with_a_window_is_no_square() -> None:
     long = torch.empty(1, 1, 100_000, 1)
     masks = [mask for *_, mask in attention._blocks(long, long, long, 1024)]

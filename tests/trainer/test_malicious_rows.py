@@ -43,6 +43,7 @@ def test_a_line_of_gigabytes_is_a_row_that_cannot_be_read(room: Room, monkeypatc
     assert outcome.prepare.data.skipped_rows == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_never_breaks_the_line_takes_no_memory(room: Room):
     path = room.workspace / "datasets" / "chats.jsonl"
     path.write_text('{"messages": "')
@@ -73,6 +74,7 @@ def test_a_file_that_is_no_parquet_is_named(room: Room, content: bytes):
     assert "chats.parquet" in outcome.message
 
 
+@pytest.mark.slow
 def test_a_parquet_file_of_long_rows_is_read_a_few_at_a_time(room: Room, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parquet, "_BYTES", 1 << 20)
     path = room.workspace / "datasets" / "chats.parquet"

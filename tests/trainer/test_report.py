@@ -311,6 +311,7 @@ def test_loss_that_is_no_number_is_left_out_of_the_curves(left: Left, figures: N
     assert "Failed: Diverged" in left.page()
 
 
+@pytest.mark.slow
 def test_a_long_training_makes_no_long_page(left: Left, figures: None) -> None:
     left.run(1, None)
     lines = (
@@ -349,6 +350,7 @@ def test_the_model_card_says_what_hubs_ask_for_and_no_row_of_the_data(tmp_path: 
     assert "c0ffee" not in card.content or "token cache" in card.content
 
 
+@pytest.mark.slow
 def test_the_same_report_twice_is_the_same_page(left: Left, figures: None) -> None:
     left.finished()
     material = collect(left.folder.root)

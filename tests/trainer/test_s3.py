@@ -23,6 +23,7 @@ from s3_store import Store
 from sft_trainer.errors import Network, TrainerError, UserError
 from sft_trainer.remote import s3
 
+pytestmark = pytest.mark.slow  # the store is another program, in an environment of its own
 FIELD = "data.train[0].uri"
 
 

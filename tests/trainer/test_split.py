@@ -65,6 +65,7 @@ def split(tokenizer: Tokenizer, percent: int, deduplicate: str, *files: tuple[li
     return Sides(*texts, any(content.is_held_out(one, percent) for one in prints))
 
 
+@pytest.mark.slow
 @given(ROWS, ROWS, st.integers(1, 50), st.sampled_from(["None", "Exact"]), st.sampled_from([0.5, 1, 2.5]))
 @settings(max_examples=40, deadline=None)
 def test_no_row_changes_its_side_when_others_come(
