@@ -16,6 +16,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "charts" / "sftjob"
 SYSTEM = "sftjob-system"
+ONE_AT_A_TIME = "one-at-a-time"
+"""The namespace whose quota is one SFTJob; no other has any."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def release(kube: Kube, chart: Path = CHART, **values: str) -> None:
     from devcluster import images
 
     image = {"image.repository": "sftjob.local/operator", "image.tag": "dev", "image.pullPolicy": "Never"}
-    values = {**image, "trainer.image": images.THIN, **values}
+    quota = {f"quotas.namespaces.{ONE_AT_A_TIME}.jobs": "1"}
+    values = {**image, **quota, "trainer.image": images.THIN, **values}
     settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
     command = (
         "upgrade",
@@ -131,14 +134,15 @@ def uninstall(kube: Kube) -> None:
 @contextlib.contextmanager
 def resting_operator(kube: Kube) -> Iterator[None]:
     """An operator that an earlier test installed leaves objects alone meanwhile."""
-    installed = kube.kubectl("get", "deployment", "sftjob", "-n", SYSTEM, "-o", "name").returncode == 0
+    installed = kube.get("deployment", "sftjob", SYSTEM)
     if installed:
         kube.kubectl("scale", "deployment/sftjob", "-n", SYSTEM, "--replicas=0")
         selector = "app.kubernetes.io/name=sftjob"
         kube.kubectl("wait", "--for=delete", "pod", "-l", selector, "-n", SYSTEM, "--timeout=60s")
     yield
     if installed:
-        kube.kubectl("scale", "deployment/sftjob", "-n", SYSTEM, "--replicas=1")
+        replicas = installed["spec"]["replicas"]
+        kube.kubectl("scale", "deployment/sftjob", "-n", SYSTEM, f"--replicas={replicas}")
         kube.kubectl("rollout", "status", "deployment/sftjob", "-n", SYSTEM, "--timeout=60s")
 
 

@@ -14,6 +14,11 @@ def rate_by_kind(extra: str = "", window: str = "$__rate_interval") -> str:
     return f"rate(sftjob_operator_job_seconds_total{{{JOB}{extra}}}[{window}])"
 
 
+def quota(kind: str) -> str:
+    """What namespaces hold, wait for or may have, in jobs and GPUs."""
+    return f'max by (namespace, resource) (sftjob_operator_quota{{namespace=~"$namespace", type="{kind}"}})'
+
+
 def fleet() -> Dashboard:
     """The dashboard `sftjob-fleet`."""
     built = board("sftjob-fleet", "SFTJob / Fleet", "All SFTJobs of the chosen namespaces.")
@@ -93,6 +98,22 @@ def fleet() -> Dashboard:
             "percentunit",
             Query(f"sftjob_operator_job_mfu_ratio{{{JOB}}}", "{{namespace}}/{{sftjob}}"),
             text="Of rank 0. Absent where the peak of the device is not known.",
+        ),
+    )
+    row(
+        built,
+        "Quotas of namespaces",
+        graph(
+            "Share of the quota in use",
+            "percentunit",
+            Query(f"{quota('held')} / ({quota('limit')} > 0)", "{{namespace}} {{resource}}"),
+            text="Only of namespaces that have a quota.",
+        ),
+        graph(
+            "Waiting in line",
+            "none",
+            Query(quota("waiting"), "{{namespace}} {{resource}}"),
+            text="SFTJobs, and the GPUs they ask for.",
         ),
     )
     by_job = "sum by (namespace, sftjob)"

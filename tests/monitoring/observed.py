@@ -21,13 +21,20 @@ from sftjob_operator.cluster.base import Key, Manifest
 from sftjob_operator.cluster.local import LocalCluster
 from sftjob_operator.health import application, serving
 from sftjob_operator.metrics import Metrics
+from sftjob_operator.quotas import Quota, Quotas
 from sftjob_operator.reconcile import Reconciler
 from sftjob_operator.settings import Settings
 from sftjob_operator.worker import Workers
 from sftjob_operator.workqueue import WorkQueue
 
 KEY = Key("default", "bot")
-SETTINGS = Settings(trainer_image="local", poll_seconds=1.0, status_seconds=1.0, workers=1)
+SETTINGS = Settings(
+    trainer_image="local",
+    poll_seconds=1.0,
+    status_seconds=1.0,
+    workers=1,
+    quotas=Quotas(namespaces={KEY.namespace: Quota(jobs=2)}),
+)
 SCRAPES = 6  # of everything, before it is enough
 DEADLINE_SECONDS = 400
 LATER = ("sft_trainer_eval_loss", "sft_trainer_checkpoint_seconds", "sftjob_operator_job_plan_memory_ratio")
@@ -111,7 +118,7 @@ async def _train(folder: Path, prometheus: Prometheus, targets: Path, port: int)
         metrics.on_request("PATCH", code)
     reconciler = Reconciler(cluster, cluster, SETTINGS, hardware=hardware, watch_lag=metrics.on_watch_lag)
     workers = Workers(queue, reconciler.reconcile, 1, metrics.on_pass)
-    metrics.watch(queue, View(cluster), reconciler.progress)
+    metrics.watch(queue, View(cluster), reconciler.progress, reconciler.places.shares)
     cluster.watch(queue.add)
     job = manifest()
     await cluster.apply(claim(SFTJob.model_validate(job), KEY.namespace, workspace))
