@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ def paths(items: list[Item]) -> list[str]:
     return [item.path for item in items]
 
 
+def entries(folder: Path) -> list[Path]:
+    """Without their locks."""
+    return [path for path in folder.iterdir() if path.is_dir()]
+
+
 def gone(workspace: Path, policy: Policy = OLD) -> list[str]:
     return paths(list(collect.collect(workspace, policy)))
 
@@ -66,7 +72,7 @@ def test_caches_that_nobody_used_for_long_go_and_nothing_else(tmp_path: Path) ->
         ".sftjob/cache/models/old",
         ".sftjob/cache/sources/old",
     ]
-    assert gone(tmp_path) == found
+    assert sorted(gone(tmp_path)) == sorted(found)
     assert not any((tmp_path / path).exists() for path in found)
     assert (tmp_path / ".sftjob/cache/data/new/below/file").exists()
     assert (tmp_path / "models/mine/below/file").exists()
@@ -190,6 +196,66 @@ def test_what_a_preparation_finds_just_before_it_goes_is_put_back(
     assert (found / "below/file").exists()
 
 
+def test_what_is_used_after_it_was_found_stays(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        entry(tmp_path, f".sftjob/cache/data/{name}", 400)
+    found = []
+    for item in collect.collect(tmp_path, Policy(limit_bytes=0)):  # all are found before the first one goes
+        found.append(item.path)
+        for other in entries(tmp_path / ".sftjob/cache/data"):
+            uses.touch(other)
+    assert len(found) == 1
+    assert len(entries(tmp_path / ".sftjob/cache/data")) == 2
+
+
+def test_what_a_preparation_works_on_is_left_to_it(tmp_path: Path) -> None:
+    made = entry(tmp_path, ".sftjob/cache/models/m", 400)
+    left = entry(tmp_path, ".sftjob/cache/models/.m.partial", 400)
+    with cache.alone(made):
+        assert gone(tmp_path) == []
+    assert made.exists()
+    assert left.exists()
+    assert len(gone(tmp_path)) == 2
+
+
+def test_what_would_go_is_shown_of_a_volume_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry(tmp_path, ".sftjob/cache/data/a", 400)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    for name in ("mkdir", "touch", "rename", "write_text"):
+        monkeypatch.setattr(Path, name, refuse)
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    assert paths(collect.find(tmp_path, OLD)) == [".sftjob/cache/data/a"]
+
+
+def test_without_a_limit_what_was_used_lately_is_not_walked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry(tmp_path, ".sftjob/cache/data/old", 400)
+    entry(tmp_path, ".sftjob/cache/data/new", 1)
+    walked, walk = [], os.walk
+    monkeypatch.setattr(os, "walk", lambda path: (walked.append(Path(path).name), walk(path))[1])
+    assert gone(tmp_path) == [".sftjob/cache/data/old"]
+    assert "new" not in walked
+
+
+@pytest.mark.parametrize("link", [".sftjob", ".sftjob/cache", ".sftjob/trash", "jobs"])
+def test_nothing_is_removed_through_a_link(tmp_path: Path, link: str) -> None:
+    workspace, elsewhere = tmp_path / "workspace", tmp_path / "elsewhere"
+    for name in ("x", "data/x", "cache/data/x", "trash/x", "done/checkpoints/x", "done/export/x"):
+        entry(elsewhere, name, 400)
+    (workspace / link).parent.mkdir(parents=True)
+    (workspace / link).symlink_to(elsewhere)
+    before = sorted(elsewhere.rglob("*"))
+    with suppress(NotADirectoryError):
+        assert gone(workspace, Policy(unused_seconds=DAY, checkpoints=True)) == []
+    assert sorted(elsewhere.rglob("*")) == before
+
+
 def test_a_killed_collection_leaves_whole_entries_and_the_next_one_ends_it(tmp_path: Path) -> None:
     for number in range(30):
         entry(tmp_path, f".sftjob/cache/data/{number}", 400)
@@ -208,7 +274,7 @@ def test_a_killed_collection_leaves_whole_entries_and_the_next_one_ends_it(tmp_p
     process.stdout.readline()
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    left = list((tmp_path / ".sftjob/cache/data").iterdir())
+    left = entries(tmp_path / ".sftjob/cache/data")
     assert len(left) == 29
     assert all((one / "below/file").exists() for one in left)
     assert len(gone(tmp_path)) == 29
@@ -221,7 +287,7 @@ def test_two_collections_at_once_remove_everything_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         found = [path for each in pool.map(lambda _: gone(tmp_path), range(3)) for path in each]
     assert len(found) == len(set(found)) == 60
-    assert list((tmp_path / ".sftjob/cache/data").iterdir()) == []
+    assert entries(tmp_path / ".sftjob/cache/data") == []
 
 
 def test_links_out_of_the_workspace_are_not_followed(tmp_path: Path) -> None:

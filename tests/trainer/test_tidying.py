@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Room:
 
 
 def collects(room: Room, **more: Any) -> None:
-    config = CollectConfig(unused_seconds=30 * DAY, listed_time=datetime.now(UTC), **more)
+    config = CollectConfig(**{"unused_seconds": 30 * DAY, "listed_time": datetime.now(UTC), **more})
     (room.config / "collect.json").write_text(config.to_json())
 
 
@@ -66,6 +66,16 @@ def test_a_volume_is_looked_at_once_a_day(room: Room) -> None:
     room.run()
     assert (room.workspace / OLD).exists()
     aged(record(room), 1.1)
+    room.run()
+    assert not (room.workspace / OLD).exists()
+
+
+def test_a_preparation_that_waited_for_long_leaves_the_day_to_the_next(room: Room) -> None:
+    entry(room.workspace, OLD, 31)
+    collects(room, listed_time=datetime.now(UTC) - timedelta(hours=13))
+    assert room.run().outcome == "Succeeded"
+    assert (room.workspace / OLD).exists()
+    collects(room)
     room.run()
     assert not (room.workspace / OLD).exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import shutil
@@ -11,10 +12,12 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from sft_trainer import uses
 from sft_trainer.data import cache
 from token_rows import Tokens, together
 
@@ -88,6 +91,23 @@ def test_a_damaged_entry_is_removed(tmp_path: Path, harm: str) -> None:
         (entry / "facts.json").unlink()
     else:
         (entry / "facts.json").write_text('{"files": ')
+    assert cache.lookup(entry) is None
+    assert not entry.exists()
+
+
+def test_a_damaged_entry_goes_although_others_look_at_it_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = tmp_path / "c"
+    write(entry, rows(5))
+    (entry / "train.arrow").write_bytes(b"")
+    digest = hashlib.file_digest
+
+    def slow(*words: Any) -> Any:
+        uses.touch(entry)
+        return digest(*words)
+
+    monkeypatch.setattr(hashlib, "file_digest", slow)
     assert cache.lookup(entry) is None
     assert not entry.exists()
 

@@ -41,18 +41,22 @@ def _work(file: Path, workspace: Path, job: JobIdentity) -> None:
     try:
         policy = CollectConfig.model_validate_json(file.read_bytes())
         record = layout.collected(workspace)
-        if _is_due(record):
+        if _may_begin(record, policy):
             for item in collect.collect(workspace, policy):
                 _say(item, record, job)
     except Exception as exc:  # the job has what it needs
         logger.warning("caches are not collected: %s: %s", type(exc).__name__, exc)
 
 
-def _is_due(record: Path) -> bool:
-    """Whether none has begun within a day: a hundred jobs of a sweep look once. This one has begun then."""
+def _may_begin(record: Path, policy: CollectConfig) -> bool:
+    """Whether none has begun within a day, so that a hundred jobs of a sweep look once. This one has begun then."""
     record.parent.mkdir(parents=True, exist_ok=True)
+    now = uses.volume_time(record.parent)
+    if not collect.is_current(policy, now):
+        logger.info("this preparation waited for long and collects nothing: jobs may have come since")
+        return False
     with suppress(FileNotFoundError):
-        if uses.volume_time(record.parent) - record.stat().st_mtime < _PERIOD_SECONDS:
+        if now - record.stat().st_mtime < _PERIOD_SECONDS:
             return False
     record.touch()
     return True

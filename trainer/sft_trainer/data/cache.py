@@ -158,12 +158,16 @@ def lookup(entry: Path) -> dict[str, Any] | None:
     return None
 
 
-def _signature(entry: Path) -> tuple[int, int]:
-    found = entry.stat()
-    return found.st_ino, found.st_mtime_ns
+def _signature(entry: Path) -> tuple[int, ...]:
+    """Of which writer it is. Not the folder's time, which every use sets; nor its inode alone, which comes again."""
+    signs = [entry.stat().st_ino]
+    with suppress(FileNotFoundError):
+        facts = (entry / _FACTS).stat()
+        signs += [facts.st_ino, facts.st_mtime_ns]
+    return tuple(signs)
 
 
-def _remove(entry: Path, seen: tuple[int, int]) -> None:
+def _remove(entry: Path, seen: tuple[int, ...]) -> None:
     """Remove the entry that was `seen`; one that another writer has put in its place meanwhile stays."""
     aside = _beside(entry)
     with suppress(FileNotFoundError):
@@ -199,7 +203,7 @@ def alone(entry: Path) -> Iterator[bool]:
     without: then the work may be done twice, and the rename decides.
     """
     entry.parent.mkdir(parents=True, exist_ok=True)
-    with entry.with_name(f".{entry.name}.lock").open("w") as handle:
+    with _lock(entry).open("w") as handle:
         began = told = time.monotonic()
         while (is_held := _locked(handle)) is None:
             if told == began or time.monotonic() - told >= _LOG_SECONDS:
@@ -208,6 +212,17 @@ def alone(entry: Path) -> Iterator[bool]:
                 logger.info("waiting for another job that prepares %s, %.0f s so far", name, told - began)
             time.sleep(_POLL_SECONDS)
         yield is_held
+
+
+@contextmanager
+def at_once(entry: Path) -> Iterator[bool]:
+    """As `alone`, but without waiting: whether nobody else holds the lock."""
+    with _lock(entry).open("w") as handle:
+        yield _locked(handle) is not None
+
+
+def _lock(entry: Path) -> Path:
+    return entry.with_name(f".{entry.name}.lock")
 
 
 def _locked(handle: IO[str]) -> bool | None:
