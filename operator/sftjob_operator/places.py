@@ -23,12 +23,10 @@ class Places:
         self._known: dict[str, dict[str, Standing]] = {}  # by namespace and name
 
     def neighbours(self, key: Key) -> Sequence[Standing]:
-        """The others of its namespace, without those whose deletion nobody has told of."""
+        """The others of its namespace."""
         if not self._quotas.of(key.namespace).is_set:
             return ()
-        known = self._of(key.namespace).items()
-        others = [(name, one) for name, one in known if name != key.name]
-        return [one for name, one in others if self._view.sftjob(Key(key.namespace, name)) is not None]
+        return [one for name, one in self._there(key.namespace).items() if name != key.name]
 
     def settle(self, key: Key, body: Manifest | None) -> None:
         """This is how it has been decided on, with the status that it is about to have; None = it is gone."""
@@ -40,14 +38,17 @@ class Places:
         if now is not None:
             known[key.name] = now
         if now != before:
-            for name in next_in_line(quota, known.values()):
+            for name in next_in_line(quota, self._there(key.namespace).values()):
                 if name != key.name:
                     self._call(Key(key.namespace, name))
 
     def shares(self) -> Iterator[tuple[tuple[str, str, str], int]]:
-        """For metrics: namespace, resource and type (limit, held or waiting), of namespaces that have been asked for."""
-        for namespace, known in self._known.items():
-            quota = self._quotas.of(namespace)
+        """For metrics: namespace, resource and type (limit, held or waiting), of namespaces that have SFTJobs."""
+        inhabited = {key.namespace for key in self._view.keys()}
+        for namespace in [one for one in self._known if one not in inhabited]:
+            del self._known[namespace]
+        for namespace in self._known:
+            quota, known = self._quotas.of(namespace), self._there(namespace)
             for resource, limit in (("jobs", quota.jobs), ("gpus", quota.gpus)):
                 if limit is None:
                     continue
@@ -57,6 +58,11 @@ class Places:
                         one.gpus if resource == "gpus" else 1 for one in known.values() if one.holds is holds
                     ]
                     yield (namespace, resource, kind), sum(found)
+
+    def _there(self, namespace: str) -> dict[str, Standing]:
+        """Without those whose deletion nobody has told of."""
+        known = self._of(namespace).items()
+        return {name: one for name, one in known if self._view.sftjob(Key(namespace, name)) is not None}
 
     def _of(self, namespace: str) -> dict[str, Standing]:
         if namespace not in self._known:

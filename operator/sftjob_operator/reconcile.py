@@ -102,6 +102,9 @@ class Reconciler:
         try:
             next_step = await self._carry_out(key, body, jobs)
         except ClusterError:
+            self.places.settle(
+                key, body
+            )  # nothing was written: what was decided does not count for the others
             raise
         except Exception as error:  # a defect of ours: said where its owner looks, then the worker's to log
             await self._tell(key, body, self._settled(key, body, broken(body, error, self._now())))

@@ -49,6 +49,13 @@ def test_what_preparations_collect_is_a_value():
     assert found == (7, 2**41, True)
 
 
+def test_values_of_a_release_that_knew_of_neither_can_be_used_again():
+    settings = Settings.from_environment(environment(render("--set", "collection=null,quotas=null")))
+    assert settings.quotas == Settings().quotas
+    namespaces = ("--set", "rbac.scope=namespaces,rbac.namespaces={a},quotas=null")
+    assert render(*namespaces)
+
+
 def test_quotas_arrive_as_they_are_written():
     quotas = {"jobs": 2, "namespaces": {"team-a": {"jobs": 10, "gpus": 1000000}, "platform": {}}}
     found = Settings.from_environment(environment(render(*values(quotas=quotas)))).quotas

@@ -37,6 +37,20 @@ def test_a_job_that_is_active_too_long_stops_and_fails():
     assert scene.step(HOUR).effects == (), "no further attempt"
 
 
+def test_without_the_right_to_stop_its_pods_there_is_no_verdict_and_it_tries_again():
+    scene = Scene(sftjob(activeDeadlineSeconds=HOUR))
+    scene.start()
+    scene.progress = progress()
+    scene.refusal = Refusal(Ref("batch/v1", "Job", "team", "bot-1"), 403, "Forbidden", "no deletions today")
+    last = scene.step(2 * HOUR)
+    assert (last.effects, last.requeue_after) == ((), 60)
+    assert scene.says("Failed")[0] == "False"
+    assert scene.says("Running") == ("False", "Forbidden")
+    scene.refusal = None
+    assert [type(effect) for effect in scene.step(60).effects] == [Delete]
+    assert scene.says("Failed") == ("True", "DeadlineExceeded")
+
+
 def test_a_longer_deadline_is_obeyed_at_once():
     scene = Scene(sftjob(activeDeadlineSeconds=HOUR))
     scene.start()

@@ -212,6 +212,124 @@ def test_a_restart_keeps_its_share_though_the_quota_was_made_smaller_and_others_
     assert [job["metadata"]["name"] for job in made.jobs()][-1] == "bot-2"
 
 
+def fails(made: Scene, number: int = 1) -> None:
+    made.progress = None
+    made.end(number, exited(137), [made.ended_pod(number, 137, failed_outcome("HostOutOfMemory"))])
+    made.step(5)
+
+
+def pods_of(made: Scene, number: int) -> int:
+    return made.job(number)["spec"]["parallelism"]
+
+
+def test_a_quota_that_a_job_no_longer_fits_into_takes_nothing_from_it_while_it_has_its_share() -> None:
+    made = scene(8)
+    made.start()
+    allow(made, gpus=8)
+    made.step(5)
+    assert made.says("Accepted")[0] == "True"
+    fails(made)
+    made.step(60)
+    assert pods_of(made, 2) == 2
+    assert stands(made) == (16, True)
+
+
+def test_what_gave_its_share_away_is_told_that_the_quota_has_become_too_small() -> None:
+    made = scene(4, gpus=8)
+    made.start()
+    made.manifest["spec"]["suspend"] = True
+    made.step(5)
+    made.suspend(1)
+    made.step(5)
+    allow(made, gpus=4)
+    made.manifest["spec"]["suspend"] = False
+    made.step(5)
+    assert made.says("Accepted") == ("False", "NamespaceQuotaTooSmall")
+    assert made.says("Running") == ("False", "NotAccepted")
+    assert stands(made) is None
+    allow(made, gpus=8)
+    made.step(5)
+    assert made.job(1)["spec"]["suspend"] is False
+
+
+@pytest.mark.parametrize("others", [[holder("a", 4)], [waiter("old", 8)]], ids=["full", "line"])
+def test_a_restart_with_more_nodes_keeps_the_size_it_has_until_there_is_room(others: list[Standing]) -> None:
+    made = scene(2, gpus=8)
+    made.start()
+    made.progress = progress()
+    made.neighbours = others
+    scale(made, 4)
+    made.step(10)
+    fails(made)
+    made.step(60)
+    assert pods_of(made, 2) == 2
+    made.starting(2, [made.pod(2, phase="Pending")])
+    made.step(5)
+    assert stands(made) == (4, True)
+    assert [job["metadata"]["name"] for job in made.jobs()] == ["bot-1", "bot-2"], (
+        "not replaced again and again"
+    )
+
+
+def test_more_nodes_while_the_pods_start_are_no_way_past_the_line() -> None:
+    made = scene(1, gpus=8)
+    made.prepare()
+    made.step()
+    made.starting(1, [made.pod(1, phase="Pending")])
+    made.neighbours = [waiter("old", 8)]
+    scale(made, 8)
+    for _ in range(4):
+        made.step(5)
+    assert pods_of(made, 1) == 2
+    assert stands(made) == (2, True)
+    made.neighbours = []
+    for _ in range(4):
+        made.step(5)
+    assert pods_of(made, 2) == 8
+
+
+def test_a_gang_that_stopped_for_another_size_goes_on_in_its_own_where_there_is_no_room_for_a_third() -> None:
+    made = scene(2, gpus=8)
+    made.start()
+    made.progress = progress()
+    made.neighbours = [holder("a", 4)]
+    scale(made, 1)
+    made.step(10)
+    assert made.says("Running") == ("False", "Resizing")
+    made.progress = None
+    scale(made, 4)
+    made.step(5)
+    made.suspend(1)
+    made.step(5)
+    assert (pods_of(made, 1), made.job(1)["spec"]["suspend"]) == (2, False)
+    assert stands(made) == (4, True)
+
+
+def test_time_in_the_line_is_not_active_time() -> None:
+    made = scene(2, gpus=8)
+    made.manifest["spec"]["activeDeadlineSeconds"] = 3600
+    made.start()
+    made.manifest["spec"]["suspend"] = True
+    made.step(5)
+    made.suspend(1)
+    made.step(5)
+    made.neighbours = [holder("a", 8)]
+    made.manifest["spec"]["suspend"] = False
+    scale(made, 1)
+    made.step(5)
+    made.step(3700)
+    assert made.says("Running") == ("False", "NamespaceQuota")
+    assert made.says("Failed")[0] == "False"
+    made.neighbours = []
+    for _ in range(4):
+        made.step(5)
+    assert pods_of(made, 2) == 1
+    made.step(3000)
+    assert made.says("Failed")[0] == "False"
+    made.step(700)
+    assert made.says("Failed") == ("True", "DeadlineExceeded")
+
+
 def test_a_job_that_cannot_go_on_between_two_attempts_gives_its_share_away() -> None:
     made = scene()
     made.start()
@@ -301,7 +419,8 @@ def test_a_gang_is_not_stopped_for_a_larger_one_that_has_no_room() -> None:
     assert made.step(10).effects == ()
     assert made.says("Running")[0] == "True"
     assert made.condition("Running")["message"].endswith(
-        "spec.workers.nodes: 4 is not taken up: namespace team may have 8 GPUs at a time: 2 in use (a 2), 8 asked for"
+        "spec.workers.nodes: 4 is not taken up: namespace team may have 8 GPUs at a time: 2 in use (a 2), 8 asked for, "
+        "and before it waits b"
     )
     assert stands(made) == (4, True)
     made.neighbours = []

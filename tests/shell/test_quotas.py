@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sftjob_operator.cluster.base import Key, Ref, Rejected, ref_of
+from sftjob_operator.cluster.base import ClusterError, Key, Ref, Rejected, ref_of
 from sftjob_operator.metrics import Metrics
 from sftjob_operator.quotas import Quota, Quotas
 from shell.operating import Operator, claim, operating
@@ -98,6 +98,31 @@ async def test_the_metrics_say_what_is_held_and_what_is_waited_for(operator: Ope
     metrics.watch(operator.queue, operator.cluster, {}, operator.reconciler.places.shares)
     line = b'sftjob_operator_quota{namespace="team",resource="gpus",type="waiting"} 12.0'
     assert line in metrics.exposition().splitlines()
+
+
+async def test_series_of_a_namespace_go_with_its_last_job(operator: Operator) -> None:
+    await apply(operator, job("a", 4))
+    await operator.cluster.delete(Ref("sftjob.dev/v1alpha1", "SFTJob", "team", "a"))
+    await asyncio.sleep(1)
+    assert dict(operator.reconciler.places.shares()) == {}
+    await apply(operator, job("b", 4))
+    assert dict(operator.reconciler.places.shares())["team", "gpus", "held"] == 4
+
+
+async def test_who_cannot_start_because_the_api_server_fails_is_in_nobodys_way(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = operator.cluster.create
+
+    async def failing(manifest: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
+        if dry_run and manifest["metadata"]["name"] == "a-1":
+            raise ClusterError("500: a webhook failed")
+        return await create(manifest, dry_run=dry_run)
+
+    monkeypatch.setattr(operator.cluster, "create", failing)
+    await apply(operator, job("a", 8), job("b", 8))
+    await asyncio.sleep(120)
+    assert trainings(operator) == ["b-1"]
 
 
 async def test_a_deletion_and_a_suspension_make_room_at_once(operator: Operator) -> None:

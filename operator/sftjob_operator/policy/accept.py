@@ -52,8 +52,10 @@ def _words(error: ValidationError, *root: str) -> str:
     return "; ".join(found) + (f" (and {error.error_count() - 3} more)" if error.error_count() > 3 else "")
 
 
-def objection(job: SFTJob, settings: Settings) -> SpecError | None:
-    """Why this spec cannot run, or may not on this platform; None when it can."""
+def objection(job: SFTJob, settings: Settings, *, has_share: bool = False) -> SpecError | None:
+    """Why this spec cannot run, or may not on this platform; None when it can. A share of a quota that it has already
+    is not taken away by a smaller one.
+    """
     try:
         wanted = intent(job.spec)
         refuse_what_cannot_work_together(job.spec, wanted)
@@ -62,7 +64,7 @@ def objection(job: SFTJob, settings: Settings) -> SpecError | None:
             check(job.spec)
     except SpecError as error:
         return error
-    return too_large(job, settings)
+    return None if has_share else too_large(job, settings)
 
 
 def _environment(spec: Spec) -> None:

@@ -12,8 +12,8 @@ from sftjob_operator.effects import Delete
 from sftjob_operator.failure import disrupted, failure, node_lost, without_result
 from sftjob_operator.observe import Observed
 from sftjob_operator.pods import PodEnd, lost_pod, of_job, pod_end
-from sftjob_operator.policy.decision import STOPPING_SECONDS, Answer, Decision, Say, not_running
-from sftjob_operator.policy.quota import no_room, present
+from sftjob_operator.policy.decision import STOPPING_SECONDS, Answer, Decision, Say, not_accepted, not_running
+from sftjob_operator.policy.quota import no_room, present, too_large, within_share
 from sftjob_operator.policy.records import live_record, made, new_record, with_outcome, with_record
 from sftjob_operator.policy.resize import is_resized, obstacle, resize, resized_words, was_stopped_to_resize
 from sftjob_operator.policy.restart import RESIZED, after_failure
@@ -41,7 +41,9 @@ def follow(world: World, seen: Observed) -> Answer:
         return _ended(world, record, child, pods)
     if _is_to_be_replaced(world, record, child):
         return _replaced(world, record, child)
-    if is_resized(world, child) and (child.suspended or record.state == "Running"):
+    # What has stopped goes on in its own size where there is no room for the other one any more.
+    resized = is_resized(within_share(world) if child.suspended else world, child)
+    if resized and (child.suspended or record.state == "Running"):
         return _resized(world, seen, record, child, pods)
     if job.spec.suspend or child.suspended:
         record = live_record(record, child)
@@ -56,6 +58,12 @@ def follow(world: World, seen: Observed) -> Answer:
 def _stands_still(world: World, status: Status, child: BatchJob) -> Decision:
     """What we have suspended goes on when there is room for it again; what a queue holds is the queue's."""
     job = world.job
+    if (
+        child.suspended_by_us
+        and not world.has_share
+        and (wrong := too_large(job, world.settings)) is not None
+    ):
+        return not_accepted(status, wrong)
     full = no_room(world, present(job.status, job.spec.workers)) if child.suspended_by_us else None
     return paused(status, child) if full is None else replace(full, status=status)
 
@@ -100,7 +108,7 @@ def _is_to_be_replaced(world: World, record: AttemptStatus, child: BatchJob) -> 
     many nodes, are repaired by a second apply.
     """
     idle = live_record(record, child).state != "Running" and (child.stopped or not child.suspended)
-    return idle and not world.job.spec.suspend and is_outdated(world, child)
+    return idle and not world.job.spec.suspend and is_outdated(within_share(world), child)
 
 
 def _resized(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sftjob_operator.api.status import Status
 from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.observe import holds
 from sftjob_operator.planning.advice import fits_message
 from sftjob_operator.policy.accept import objection
 from sftjob_operator.policy.decision import Say
@@ -13,7 +14,7 @@ from sftjob_operator.settings import Settings
 
 def baseline(job: SFTJob, status: Status, settings: Settings) -> dict[str, Say]:
     """One answer per condition type."""
-    wrong = objection(job, settings)
+    wrong = objection(job, settings, has_share=holds(job.status))
     accepted = (
         Say("True", "Valid", "the spec is consistent")
         if wrong is None

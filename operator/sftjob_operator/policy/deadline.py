@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sft_trainer.config import FailureClass
@@ -10,12 +11,15 @@ from sftjob_operator.effects import Delete, Effect
 from sftjob_operator.failure import Failure
 from sftjob_operator.observe import Observed
 from sftjob_operator.policy.decision import Decision
+from sftjob_operator.policy.quota import is_in_line
 from sftjob_operator.policy.records import new_record
+from sftjob_operator.policy.refusal import refused
 from sftjob_operator.policy.restart import after_failure, failed
 from sftjob_operator.reports import parse_time, rfc3339
 from sftjob_operator.world import World
 
 EXCEEDED = "DeadlineExceeded"
+_REFUSED_SECONDS = 60.0
 _REPORT_SECONDS = 600.0
 """A training that is exported and checked is not thrown away while its pod still writes samples and report."""
 
@@ -23,11 +27,14 @@ _REPORT_SECONDS = 600.0
 def exceeded(world: World, seen: Observed) -> Decision | None:
     """The verdict once spec.activeDeadlineSeconds have passed; None before, and where something has ended anyway.
 
-    The pods get their grace period, in which the trainer commits a checkpoint.
+    The pods get their grace period, in which the trainer commits a checkpoint. Where their deletion is refused there
+    is no verdict yet: they would train on, and nobody would look at them again.
     """
     left, child = seconds_left(world, seen), seen.attempt
     if left is None or left > 0:
         return None
+    if world.refusal is not None and child is not None and world.refusal.ref == child.ref:
+        return replace(refused(world, world.job.status, world.refusal), requeue=_REFUSED_SECONDS)
     if seen.attempt_open and child is not None and (child.finished or child.failing is not None):
         return None  # first what it came to
     heard = world.progress
@@ -56,11 +63,15 @@ def seconds_left(world: World, seen: Observed) -> float | None:
     child = seen.attempt if seen.attempt_open else None
     if limit is None or since is None or world.job.spec.suspend or (child is not None and child.suspended):
         return None
+    if is_in_line(world.job.status) and not world.has_share:
+        return None
     return (since + timedelta(seconds=limit) - world.now).total_seconds()
 
 
 def _active_since(job: SFTJob, seen: Observed) -> datetime | None:
-    """As with batch/v1: the start, or the end of the last suspension; a queue may hold the first attempt for days."""
+    """As with batch/v1: the start, or the end of the last suspension. The first attempt from then on may have been held
+    for days, by a queue or for a quota, and counts from its own start.
+    """
     start = parse_time(job.status.start_time)
     if start is None:
         return None
@@ -68,8 +79,14 @@ def _active_since(job: SFTJob, seen: Observed) -> datetime | None:
         (c for c in job.status.conditions if c.type == "Suspended" and c.status == "False"), None
     )
     resumed = parse_time(suspended.last_transition_time) if suspended else None
-    admitted = seen.attempt.since if seen.attempt is not None and seen.number == 1 else None
-    return max(time for time in (start, resumed, admitted) if time is not None)
+    since = max(start, resumed or start)
+    earlier = (parse_time(each.finished_time) for each in job.status.attempts if each.number != seen.number)
+    is_first = all(ended is None or ended <= since for ended in earlier)
+    if not is_first:
+        return since
+    if seen.attempt is None:  # it is about to be made
+        return since if seen.number == 1 else None
+    return max(since, seen.attempt.since or since)
 
 
 def _ended(seen: Observed) -> tuple[Effect, ...]:

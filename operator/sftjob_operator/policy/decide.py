@@ -9,8 +9,17 @@ from sftjob_operator.effects import Effect
 from sftjob_operator.observe import Observed, holds, is_settled, observe
 from sftjob_operator.policy import attempt, deadline, preparation
 from sftjob_operator.policy.accept import objection
-from sftjob_operator.policy.decision import Answer, Decision, Say, Transition, age, not_running, revisit
+from sftjob_operator.policy.decision import (
+    Answer,
+    Decision,
+    Transition,
+    age,
+    not_accepted,
+    not_running,
+    revisit,
+)
 from sftjob_operator.policy.prerequisites import missing, not_shared
+from sftjob_operator.policy.quota import within_share
 from sftjob_operator.policy.refusal import refused
 from sftjob_operator.policy.restart import wait
 from sftjob_operator.policy.start import plan_and_start
@@ -55,13 +64,10 @@ def _ahead(world: World, seen: Observed) -> Answer:
     job, status = world.job, world.job.status
     if job.spec.suspend:
         return hold(world, status, _living(seen))
-    wrong = objection(job, world.settings)
+    world = within_share(world)
+    wrong = objection(world.job, world.settings, has_share=world.has_share)
     if wrong is not None:
-        conditions = {
-            "Accepted": Say("False", wrong.reason, wrong.message),
-            **not_running("NotAccepted", wrong.message),
-        }
-        return Decision(status, conditions)
+        return not_accepted(status, wrong)
     return wait(world, seen.record) or _blocked(world, seen) or _onward(world, seen)
 
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from sftjob_operator.api.status import Status
 from sftjob_operator.effects import Effect
+from sftjob_operator.planning.batch import SpecError
 from sftjob_operator.reports import parse_time
 from sftjob_operator.world import World
 
@@ -47,6 +48,15 @@ Answer = Decision | Transition
 def not_running(reason: str, message: str) -> dict[str, Say]:
     """Running=False with the one reason why."""
     return {"Running": Say("False", reason, message)}
+
+
+def not_accepted(status: Status, wrong: SpecError) -> Decision:
+    """The spec cannot be worked on: the next pass is when something changes."""
+    says = {
+        "Accepted": Say("False", wrong.reason, wrong.message),
+        **not_running("NotAccepted", wrong.message),
+    }
+    return Decision(status, says)
 
 
 def age(world: World) -> float:

@@ -9,6 +9,7 @@ who asks for nothing of what is short passes.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -97,15 +98,13 @@ def too_large(job: SFTJob, settings: Settings) -> SpecError | None:
 
 
 def no_room(world: World, gpus: int) -> Decision | None:
-    """The wait for a share of the quota before pods are made, or let go on; None = there is room, or it has its share.
-
-    Who holds and asks for more does not stand in line, but must find room beside the others that hold.
-    """
+    """The wait for a share of the quota before pods are made, or let go on; None = there is room, or it has its share."""
+    if world.has_share:
+        return None  # and asks for no more than that: `within_share`
     job, quota = world.job, world.settings.quotas.of(world.job.namespace)
-    has = present(job.status, job.spec.workers) if world.has_share else None
     mine = (str(job.metadata.get("creationTimestamp", "")), job.name)
-    before = [each for each in _line(quota, world.neighbours) if has is None and _order(each) < mine]
-    short = _short(quota, [*_holders(world), *before], gpus, has)
+    before = [each for each in _line(quota, world.neighbours) if _order(each) < mine]
+    short = _short(quota, [*_holders(world), *before], gpus)
     if short is None:
         return None
     after = f", after {_listed([each.name for each in before])}" if before else ""
@@ -115,15 +114,29 @@ def no_room(world: World, gpus: int) -> Decision | None:
 
 
 def no_room_to_grow(world: World) -> str | None:
-    """Why a gang that runs is not replaced by a larger one; those that wait and have nothing come first."""
+    """Why a gang that has its share is not replaced by a larger one; those that wait and have nothing come first."""
     job, quota = world.job, world.settings.quotas.of(world.job.namespace)
-    others = [*_holders(world), *_line(quota, world.neighbours)]
-    short = _short(quota, others, asked(job.spec.workers), present(job.status, job.spec.workers))
-    return None if short is None else _words(world, short)
+    line = _line(quota, world.neighbours)
+    others, has = [*_holders(world), *line], present(job.status, job.spec.workers)
+    short = _short(quota, others, asked(job.spec.workers), has)
+    if short is None:
+        return None
+    first = f", and before it waits {_listed([each.name for each in line])}" if line else ""
+    return f"{_words(world, short)}{first}"
+
+
+def within_share(world: World) -> World:
+    """With the nodes that it holds in place of more, for which there is no room: a restart is no way past the line."""
+    job, nodes = world.job, world.job.status.nodes
+    if not world.has_share or nodes is None or no_room_to_grow(world) is None:
+        return world
+    workers = job.spec.workers.model_copy(update={"nodes": nodes})
+    spec = job.spec.model_copy(update={"workers": workers})
+    return replace(world, job=job.model_copy(update={"spec": spec}))
 
 
 def _short(quota: Quota, others: Collection[Standing], gpus: int, has: int | None = None) -> _Short | None:
-    """What there is too little of beside `others`; `has` is the share (in GPUs) that is held already, None = none."""
+    """What there is too little of beside `others`; `has` are the GPUs of a share that is held, None = there is none."""
     if has is None and quota.jobs is not None and len(others) >= quota.jobs:
         return _Short("jobs", quota.jobs, 1)
     taken = sum(other.gpus for other in others)
@@ -176,7 +189,12 @@ def _is_resizing(status: Status) -> bool:
 def _is_waiting(status: Status) -> bool:
     """One that cannot be worked on any more is in nobody's way."""
     accepted = all(each.status == "True" for each in status.conditions if each.type == "Accepted")
-    return accepted and _running(status) == "NamespaceQuota"
+    return accepted and is_in_line(status)
+
+
+def is_in_line(status: Status) -> bool:
+    """Whether it was told to wait for a share when it was last looked at."""
+    return _running(status) == "NamespaceQuota"
 
 
 def _running(status: Status) -> str | None:

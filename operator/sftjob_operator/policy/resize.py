@@ -24,7 +24,10 @@ from sftjob_operator.world import World
 
 def is_resized(world: World, child: BatchJob) -> bool:
     """The user asks for another number of pods than this Job has, and nothing else is in the way."""
-    if _is_as_wanted(world.job, child) or objection(world.job, world.settings) is not None:
+    if (
+        _is_as_wanted(world.job, child)
+        or objection(world.job, world.settings, has_share=world.has_share) is not None
+    ):
         return False
     return child.suspended_by_us or not child.suspended
 

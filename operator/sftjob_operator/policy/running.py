@@ -61,7 +61,9 @@ def is_outdated(world: World, child: BatchJob) -> bool:
     """The spec, which can be worked on, asks for another Job than this one by now."""
     made_of = child.annotations.get(names.ANNOTATION_SPEC)
     job = world.job
-    return made_of not in (None, attempt_spec(job)) and objection(job, world.settings) is None
+    if made_of in (None, attempt_spec(job)):
+        return False
+    return objection(job, world.settings, has_share=world.has_share) is None
 
 
 def with_progress(status: Status, heard: Progress | None, world: World) -> Status:
