@@ -53,6 +53,14 @@ CASES = {
         {"workers": GPU, "deepspeed": {"tensorParallelSize": 2}, "training": MUON},
         {"workers": GPU, "deepspeed": {"tensorParallelSize": 1}, "training": MUON},
     ),
+    "deepspeed.tensorParallelSize above 1 and training.masterWeights BF16StochasticRounding": (
+        {
+            "workers": GPU,
+            "deepspeed": {"tensorParallelSize": 2},
+            "training": {"masterWeights": "BF16StochasticRounding"},
+        },
+        {"workers": GPU, "deepspeed": {"tensorParallelSize": 2}, "training": {"masterWeights": "BF16"}},
+    ),
     "deepspeed.tensorParallelSize above 1 and deepspeed.offloadOptimizer or offloadParameters CPU": (
         {"workers": GPU, "deepspeed": {"tensorParallelSize": 2, "offloadOptimizer": "CPU"}},
         {"workers": GPU, "deepspeed": {"tensorParallelSize": 2, "offloadOptimizer": "None"}},

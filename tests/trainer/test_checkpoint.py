@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -141,12 +142,47 @@ def test_verify_on_demand_compares_every_byte(tmp_path: Path, monkeypatch: pytes
 def test_every_file_is_hashed_by_exactly_one_rank() -> None:
     names = ["trainer_state.json", "engine/mp_rank_00_model_states.pt", "rng-0.pt", "rng-1.pt", "rng-10.pt"]
     names += [f"engine/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(11)]
-    shares = [files_of_rank(names, rank, 11) for rank in range(11)]
+    shares = [files_of_rank(names, rank) for rank in range(11)]
     assert sorted(name for share in shares for name in share) == sorted(names)
     assert shares[1] == ["rng-1.pt", "engine/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"]
 
 
+def test_a_rank_hashes_its_own_share_of_the_layers() -> None:
+    """Four ranks, two of them with the layers of one copy of the model between them."""
+    models = [f"engine/mp_rank_0{share}_model_states.pt" for share in (0, 1)]
+    states = [
+        f"engine/zero_pp_rank_{copy}_mp_rank_0{share}_optim_states.pt" for copy in (0, 1) for share in (0, 1)
+    ]
+    names = ["trainer_state.json", *models, *states]
+    shares = [files_of_rank(names, rank, tensor_ranks=2) for rank in range(4)]
+    assert shares == [
+        ["trainer_state.json", models[0], states[0]],
+        [models[1], states[1]],
+        [states[2]],
+        [states[3]],
+    ]
+
+
 # --------------------------------------------------------------------------- which one is resumed
+
+
+def test_settings_of_the_optimizer_are_those_of_this_run_and_its_state_is_the_saved_one() -> None:
+    """DeepSpeed loads both: a job that was created anew with other settings would keep the old ones."""
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1.0, betas=(0.5, 0.6), weight_decay=10.0)
+    saved = torch.optim.AdamW(layer.parameters(), lr=0.1)
+    layer(torch.ones(2)).sum().backward()
+    saved.step()
+
+    def load(*_: object, **__: object) -> tuple[str, dict[str, object]]:
+        optimizer.load_state_dict(saved.state_dict())
+        return "there", {}
+
+    engine = SimpleNamespace(module=layer, optimizer=optimizer, load_checkpoint=load)
+    resume._load_as_saved(engine, Path("step-1"))  # type: ignore[arg-type]
+    (group,) = optimizer.param_groups
+    assert (group["betas"], group["weight_decay"]) == ((0.5, 0.6), 10.0)
+    assert optimizer.state[layer.bias]["step"] == 1
 
 
 def test_the_newest_whole_checkpoint_is_resumed(tmp_path: Path) -> None:
@@ -299,7 +335,13 @@ def test_a_save_that_is_killed_while_it_replaces_a_checkpoint_costs_nothing(
         module=torch.nn.Linear(1, 1), save_checkpoint=lambda to, **_: (Path(to) / commit.ENGINE_TAG).mkdir()
     )
     world = SimpleNamespace(
-        is_first=True, rank=0, size=1, barrier=lambda: None, gather=lambda x: [x], first=lambda f: f()
+        patient=nullcontext,
+        is_first=True,
+        rank=0,
+        size=1,
+        barrier=lambda: None,
+        gather=lambda x: [x],
+        first=lambda f: f(),
     )
     with pytest.raises(Killed):
         commit.Store(folder, run_of(1), 1).commit(engine, trainer_state(10), world, 0)  # type: ignore[arg-type]
@@ -375,7 +417,9 @@ def test_the_rank_that_finds_the_volume_full_removes_what_was_staged(first: bool
         raise OSError(errno.ENOSPC, "No space left on device")
 
     engine = SimpleNamespace(module=torch.nn.Linear(1, 1), save_checkpoint=save_checkpoint)
-    world = SimpleNamespace(is_first=first, rank=0 if first else 1, first=lambda action: None)
+    world = SimpleNamespace(
+        is_first=first, rank=0 if first else 1, first=lambda action: None, patient=nullcontext
+    )
     folder = JobFolder(tmp_path)
     folder.checkpoints.mkdir()
     with pytest.raises(OSError, match="No space left"):

@@ -12,7 +12,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -68,6 +69,7 @@ class World:
     size: int
     device: torch.device
     host: dist.ProcessGroup
+    computing: timedelta = COMPUTING
 
     @property
     def is_first(self) -> bool:
@@ -103,6 +105,15 @@ class World:
     def barrier(self) -> None:
         """Wait for all ranks."""
         dist.barrier(group=self.host)
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Meanwhile a library may wait between computations, too, for a rank that works on files."""
+        dist.set_timeout(_HOST_WORK)
+        try:
+            yield
+        finally:
+            dist.set_timeout(self.computing)
 
 
 def _portable(error: Exception) -> tuple[type[TrainerError], str, str]:
@@ -162,7 +173,7 @@ def connect(accelerator: str, timeout: timedelta = COMPUTING) -> World:
         device_id=device if accelerator == "gpu" else None,
     )
     host_group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=_HOST_WORK))
-    world = World(rank, local_rank, size, device, host_group)
+    world = World(rank, local_rank, size, device, host_group, timeout)
     world.barrier()
     return world
 

@@ -45,14 +45,18 @@ def groups(model: nn.Module, wanted: Sequence[ParameterGroup], weight_decay: flo
     Weight decay applies to matrices only, as usual: not to norms and biases.
     """
     named = _trained(model)
-    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    members: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, group in _first(named, wanted):
         factor = (group.learning_rate_factor if group else None) or 1.0
         is_matrix = len(getattr(named[name], "ds_shape", named[name].shape)) > 1
-        members.setdefault((factor, -weight_decay if is_matrix else 0.0), []).append(named[name])
+        members.setdefault((factor, not is_matrix), []).append(named[name])
     return [
-        {"params": members[factor, decay], "weight_decay": -decay, LEARNING_RATE_FACTOR: factor}
-        for factor, decay in sorted(members)
+        {
+            "params": members[key],
+            "weight_decay": 0.0 if key[1] else weight_decay,
+            LEARNING_RATE_FACTOR: key[0],
+        }
+        for key in sorted(members)
     ]
 
 

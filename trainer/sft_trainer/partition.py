@@ -27,3 +27,5 @@ def partition(model: nn.Module, settings: dict[str, Any], dtype: torch.dtype) ->
         parameter.data = parameter.data.to(context.local_device, dtype)
         context._convert_to_deepspeed_param(parameter)
         parameter.partition()
+    for buffer in model.buffers():  # the engine takes them to be where zero.Init would have made them
+        buffer.data = buffer.data.to(context.local_device)

@@ -76,6 +76,14 @@ ROWS = (
         lambda spec, wanted: wanted.tensor_ranks > 1 and _is_muon(spec),
     ),
     Row(
+        "deepspeed.tensorParallelSize above 1 and training.masterWeights BF16StochasticRounding",
+        "every rank has its own copy of what is not shared, and each would be rounded in another way",
+        "remove deepspeed.tensorParallelSize, or set training.masterWeights to BF16 or FP32",
+        lambda spec, wanted: (
+            wanted.tensor_ranks > 1 and spec.training.master_weights == "BF16StochasticRounding"
+        ),
+    ),
+    Row(
         "deepspeed.tensorParallelSize above 1 and deepspeed.offloadOptimizer or offloadParameters CPU",
         "neither is tested with the other, and stage 3 offloads what does not fit",
         "remove deepspeed.tensorParallelSize, or what is offloaded",

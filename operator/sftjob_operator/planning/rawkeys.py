@@ -118,7 +118,6 @@ ZERO_HANDED_ON = frozenset(
         "parameter_alignment",
         "reduce_bucket_size",
         "reduce_scatter",
-        "round_robin_gradients",
         "stage",
         "stage3_gather_fp16_weights_on_model_save",
         "sub_group_size",
@@ -151,6 +150,8 @@ ZERO_REFUSED = {
     "legacy_stage1": "only the current implementation is supported",
     "load_from_fp32_weights": _OURS,
     "pipeline_loading_checkpoint": _OURS,
+    "round_robin_gradients": "with it DeepSpeed does not say where a parameter lies, and no other number of ranks could go "
+    "on from a checkpoint",
     "save_muon_momentum_buffer_in_memory": "set spec.training.optimizer instead",
     "zenflow": _OFFLOADING,
 }

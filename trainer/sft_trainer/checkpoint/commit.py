@@ -66,7 +66,8 @@ class Store:
     def _save(self, staging: Path, engine: Engine, saved: TrainerState, world: World) -> CheckpointFact:
         # Adapters change, the frozen base does not: it is loaded from the model folder again.
         partial = any(not p.requires_grad for p in engine.module.parameters())
-        with naming_a_full_volume(staging.parent):
+        # DeepSpeed lets all ranks wait among their computations for the one that writes the most.
+        with naming_a_full_volume(staging.parent), world.patient():
             engine.save_checkpoint(
                 str(staging), tag=ENGINE_TAG, save_latest=False, exclude_frozen_parameters=partial
             )
@@ -74,7 +75,8 @@ class Store:
             if world.is_first:
                 (staging / state.STATE).write_text(saved.to_json(indent=2), encoding="utf-8")
         world.barrier()
-        entries = [entry for share in world.gather(_hashed(staging, world)) for entry in share]
+        mine = _hashed(staging, world.rank, saved.tensor_ranks)
+        entries = [entry for share in world.gather(mine) for entry in share]
         return world.first(lambda: self._publish(staging, saved, Manifest(files=entries)))
 
     def _begin(self, staging: Path, expected_bytes: int) -> None:
@@ -148,9 +150,9 @@ def _readable(size: float) -> str:
     return f"{size:.1f} GiB"
 
 
-def _hashed(staging: Path, world: World) -> list[FileEntry]:
+def _hashed(staging: Path, rank: int, tensor_ranks: int) -> list[FileEntry]:
     paths = {path.relative_to(staging).as_posix(): path for path in staging.rglob("*") if path.is_file()}
-    mine = manifest.files_of_rank(sorted(paths), world.rank, world.size)
+    mine = manifest.files_of_rank(sorted(paths), rank, tensor_ranks)
     return [manifest.entry(staging, paths[name]) for name in mine]
 
 

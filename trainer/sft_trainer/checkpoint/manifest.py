@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,10 @@ MANIFEST = "manifest.json"
 _BLOCK = 1 << 20
 _SAMPLES = 8
 _LARGEST = 64 << 20  # bytes of a manifest; 100,000 files have 30 MB
+
+
+_RANDOM = re.compile(r"rng-(\d+)\.pt$")
+_SHARE = re.compile(r"(?:zero_pp_rank_(?P<copy>\d+)_)?mp_rank_(?P<share>\d+)_")
 
 
 class FileEntry(Report):
@@ -127,16 +132,18 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def files_of_rank(names: Iterable[str], rank: int, world_size: int) -> list[str]:
-    """The files that `rank` wrote: those with its number in the name, and rank 0 also those without any.
+def files_of_rank(names: Iterable[str], rank: int, tensor_ranks: int = 1) -> list[str]:
+    """The files that `rank` wrote, by the numbers in their names; those without any are rank 0's.
 
     Each rank hashes its own, because on a network file system another node's writes may not be visible yet.
     """
+    return [name for name in names if _writer(name, tensor_ranks) == rank]
 
-    def mine(name: str, of: int) -> bool:
-        return f"zero_pp_rank_{of}_" in name or name.endswith(f"rng-{of}.pt")
 
-    listed = list(names)
-    if rank > 0:
-        return [name for name in listed if mine(name, rank)]
-    return [name for name in listed if not any(mine(name, other) for other in range(1, world_size))]
+def _writer(name: str, tensor_ranks: int) -> int:
+    """DeepSpeed counts the copies of the model, and the ranks that have the layers of one between them."""
+    random = _RANDOM.search(name)
+    if random is not None:
+        return int(random[1])
+    found = _SHARE.search(name)
+    return 0 if found is None else int(found["copy"] or 0) * tensor_ranks + int(found["share"])

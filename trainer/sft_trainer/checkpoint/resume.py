@@ -240,11 +240,15 @@ def other_size(saved: TrainerState, world: World) -> str:
 def _load_as_saved(engine: Engine, directory: Path) -> None:
     """By DeepSpeed's own means: every rank loads what a rank of its number wrote."""
     partial = any(not p.requires_grad for p in engine.module.parameters())
+    configured = [dict(group) for group in engine.optimizer.param_groups]
     path, _ = engine.load_checkpoint(
         str(directory), tag=ENGINE_TAG, load_module_strict=not partial, load_lr_scheduler_states=False
     )
     if path is None:
         raise Crash(f"DeepSpeed could not load checkpoint {directory.name}", "CheckpointNotLoadable")
+    # With the state come the settings of the run that saved it; those of this run count, as with other ranks.
+    for group, mine in zip(engine.optimizer.param_groups, configured, strict=True):
+        group.update({name: value for name, value in mine.items() if name not in ("params", "step")})
 
 
 def _damaged(found: Found, wrong: str) -> TrainerError:
