@@ -15,7 +15,11 @@ PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap"}
 
 
 class BuildError(RuntimeError):
-    """The image could not be made; the message says what is missing or what a program said."""
+    """The image could not be made; the message says what a program said."""
+
+
+class Missing(BuildError):
+    """This machine has not what it takes."""
 
 
 def cache() -> Path:
@@ -38,12 +42,12 @@ def locked() -> Iterator[None]:
 def provide() -> None:
     """Install what a fresh Debian machine lacks, saying so."""
     if os.geteuid() != 0:
-        raise BuildError("building the image needs root (debootstrap, and buildah's chroot isolation)")
+        raise Missing("building the image needs root (debootstrap, and buildah's chroot isolation)")
     missing = sorted({package for program, package in PROGRAMS.items() if _which(program) is None})
     if not missing:
         return
     if shutil.which("apt-get") is None:
-        raise BuildError(f"missing: {', '.join(missing)}; install them (there is no apt-get here to do it)")
+        raise Missing(f"missing: {', '.join(missing)}; install them (there is no apt-get here to do it)")
     for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *missing]):
         say(f"running: apt-get {' '.join(words)}")
         run("apt-get", *words, environment={"DEBIAN_FRONTEND": "noninteractive"})

@@ -14,6 +14,8 @@ import build
 import buildah
 import inside
 
+from machine import skip_or_fail
+
 pytestmark = pytest.mark.cluster
 
 MEGABYTE = 1_000_000
@@ -27,8 +29,8 @@ MANAGERS = re.compile(
 def archive() -> Path:
     try:
         return build.operator()
-    except buildah.BuildError as error:
-        pytest.skip(str(error))
+    except buildah.Missing as error:
+        skip_or_fail(str(error))
 
 
 def test_what_the_operator_adds_to_its_base_is_below_sixty_megabytes(archive: Path):
