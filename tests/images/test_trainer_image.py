@@ -1,4 +1,4 @@
-"""The trainer image, as it is by default, without kernels of its own: 6 GB (20 while it is made), some minutes."""
+"""The trainer image, as it is by default, without kernels of its own: 6 GB (up to 40 on the disk while it is made), some minutes."""
 
 from __future__ import annotations
 
