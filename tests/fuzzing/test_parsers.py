@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ ALIASES = b"\n".join(
 FOUND = [
     ("train config", DEEP),
     ("train config", b"9" * 5000),
+    ("train config", re.sub(rb'("(sequence|tensor)ParallelSize": )1', rb"\g<1>0", DOCUMENTS["train config"])),
     ("prepare config", DEEP),
     ("events", DEEP),
     ("events", b'{"kind": "begun", "uid": "u", "attempt": 1e999, "time": 1}'),

@@ -400,8 +400,8 @@ class DeepSpeed(Contract):
     offload_optimizer: Offload = "None"
     offload_parameters: Offload = "None"
     activation_checkpointing: Recompute
-    sequence_parallel_size: int = 1  # consecutive ranks which share sequences
-    tensor_parallel_size: int = 1  # consecutive ranks which share every layer
+    sequence_parallel_size: Annotated[int, Field(ge=1)] = 1  # consecutive ranks which share sequences
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1  # consecutive ranks which share every layer
     config: dict[str, Any] = Field(default_factory=dict)
 
 
