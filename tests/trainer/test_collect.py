@@ -238,7 +238,9 @@ def test_without_a_limit_what_was_used_lately_is_not_walked_through(
     entry(tmp_path, ".sftjob/cache/data/old", 400)
     entry(tmp_path, ".sftjob/cache/data/new", 1)
     walked, walk = [], os.walk
-    monkeypatch.setattr(os, "walk", lambda path: (walked.append(Path(path).name), walk(path))[1])
+    monkeypatch.setattr(
+        os, "walk", lambda path, **more: (walked.append(Path(path).name), walk(path, **more))[1]
+    )
     assert gone(tmp_path) == [".sftjob/cache/data/old"]
     assert "new" not in walked
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import os
 import shutil
 import stat
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_trainer import layout, uses
+from sft_trainer.checkpoint.files import below
 from sft_trainer.config import CollectConfig
 from sft_trainer.data import cache
 
@@ -173,7 +172,7 @@ def _checkpoints(workspace: Path, policy: CollectConfig, now: float) -> Iterator
         if job.name in open_ or not export.is_dir() or job.is_symlink() or not any(export.iterdir()):
             continue
         exported = _extent(export).used
-        if _extent(layout.JobFolder(job).prepared).used > exported:
+        if _touched(layout.JobFolder(job).prepared) > exported:
             continue  # a later job of this name, which may be about to go on from them
         for folder in job.glob("checkpoints*"):
             if folder.is_dir() and not folder.is_symlink():
@@ -205,22 +204,17 @@ def _item(workspace: Path, path: Path, now: float) -> Item:
 
 
 def _touched(path: Path) -> float:
-    """The time of the folder itself, which every use sets: what is in it may be newer."""
+    """The time of the file, or of the folder itself, which every use sets: what is in it may be newer. 0 = none there."""
     try:
         return path.lstat().st_mtime
     except FileNotFoundError:
-        return math.inf
+        return 0.0
 
 
 def _extent(path: Path) -> _Extent:
     """Bytes of the files, and the newest time of all, for a download adds to files that are there."""
-    size, used = 0, 0.0
-    with suppress(FileNotFoundError):
-        used = path.lstat().st_mtime
-    for root, folders, names in os.walk(path):
-        for name in (*folders, *names):
-            with suppress(FileNotFoundError):
-                found = os.lstat(os.path.join(root, name))
-                used = max(used, found.st_mtime)
-                size += 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+    size, used = 0, _touched(path)
+    for found in below(path):
+        used = max(used, found.st_mtime)
+        size += 0 if stat.S_ISDIR(found.st_mode) else found.st_size
     return _Extent(size, used)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,12 +41,19 @@ def size_of(directory: Path) -> int:
     Raises:
         OSError: the volume fails. A folder that may not be read counts nothing.
     """
-    total = 0
-    for folder, _, names in os.walk(directory, onerror=_raise_failure):
-        for name in names:
+    return sum(found.st_size for found in below(directory) if not stat.S_ISDIR(found.st_mode))
+
+
+def below(directory: Path) -> Iterator[os.stat_result]:
+    """What is said of every file and folder below `directory`; no link is followed, and what goes away meanwhile is not.
+
+    Raises:
+        OSError: the volume fails. A folder that may not be read has nothing in it.
+    """
+    for root, folders, names in os.walk(directory, onerror=_raise_failure):
+        for name in (*folders, *names):
             with suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(folder, name)).st_size
-    return total
+                yield os.lstat(os.path.join(root, name))
 
 
 def _raise_failure(error: OSError) -> None:
