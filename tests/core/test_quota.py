@@ -48,6 +48,25 @@ def scale(made: Scene, nodes: int) -> None:
     made.manifest["metadata"]["generation"] += 1
 
 
+def fails(made: Scene, seconds: int = 5) -> None:
+    """Its pods end by themselves."""
+    made.progress = None
+    made.end(1, exited(137), [made.ended_pod(1, 137, failed_outcome("HostOutOfMemory"))])
+    made.step(seconds)
+
+
+def pods_of(made: Scene, number: int) -> int:
+    return made.job(number)["spec"]["parallelism"]
+
+
+def stops(made: Scene) -> None:
+    """It is suspended, and its pods are down."""
+    made.manifest["spec"]["suspend"] = True
+    made.step(5)
+    made.suspend(1)
+    made.step(5)
+
+
 # ------------------------------------------------------------------ the setting
 
 
@@ -204,22 +223,11 @@ def test_a_restart_keeps_its_share_though_the_quota_was_made_smaller_and_others_
     made.neighbours = [holder("a", 8), waiter("old", 8)]
     allow(made, gpus=16)
     assert stands(made) == (16, True)
-    made.end(1, exited(137), [made.ended_pod(1, 137, failed_outcome("HostOutOfMemory"))])
-    made.step(5)
+    fails(made)
     assert made.says("Running") == ("False", "Restarting")
     assert stands(made) == (16, True)
     made.step(60)
     assert [job["metadata"]["name"] for job in made.jobs()][-1] == "bot-2"
-
-
-def fails(made: Scene, number: int = 1) -> None:
-    made.progress = None
-    made.end(number, exited(137), [made.ended_pod(number, 137, failed_outcome("HostOutOfMemory"))])
-    made.step(5)
-
-
-def pods_of(made: Scene, number: int) -> int:
-    return made.job(number)["spec"]["parallelism"]
 
 
 def test_a_quota_that_a_job_no_longer_fits_into_takes_nothing_from_it_while_it_has_its_share() -> None:
@@ -237,10 +245,7 @@ def test_a_quota_that_a_job_no_longer_fits_into_takes_nothing_from_it_while_it_h
 def test_what_gave_its_share_away_is_told_that_the_quota_has_become_too_small() -> None:
     made = scene(4, gpus=8)
     made.start()
-    made.manifest["spec"]["suspend"] = True
-    made.step(5)
-    made.suspend(1)
-    made.step(5)
+    stops(made)
     allow(made, gpus=4)
     made.manifest["spec"]["suspend"] = False
     made.step(5)
@@ -309,10 +314,7 @@ def test_time_in_the_line_is_not_active_time() -> None:
     made = scene(2, gpus=8)
     made.manifest["spec"]["activeDeadlineSeconds"] = 3600
     made.start()
-    made.manifest["spec"]["suspend"] = True
-    made.step(5)
-    made.suspend(1)
-    made.step(5)
+    stops(made)
     made.neighbours = [holder("a", 8)]
     made.manifest["spec"]["suspend"] = False
     scale(made, 1)
@@ -333,8 +335,7 @@ def test_time_in_the_line_is_not_active_time() -> None:
 def test_a_job_that_cannot_go_on_between_two_attempts_gives_its_share_away() -> None:
     made = scene()
     made.start()
-    made.end(1, exited(137), [made.ended_pod(1, 137, failed_outcome("HostOutOfMemory"))])
-    made.step(5)
+    fails(made)
     made.missing = list(made.needs.prerequisites)
     made.step(60)
     assert made.says("Running") == ("False", "VolumeMissing")
@@ -365,8 +366,7 @@ def test_a_suspended_job_gives_its_share_away_when_its_pods_are_down_and_asks_fo
 def test_a_pause_after_a_failure_is_no_share_for_a_job_that_was_suspended_in_it() -> None:
     made = scene(gpus=8)
     made.start()
-    made.end(1, exited(137), [made.ended_pod(1, 137, failed_outcome("HostOutOfMemory"))])
-    made.step(1)
+    fails(made, 1)
     made.manifest["spec"]["suspend"] = True
     made.step(1)
     made.manifest["spec"]["suspend"] = False
@@ -381,10 +381,7 @@ def test_a_pause_after_a_failure_is_no_share_for_a_job_that_was_suspended_in_it(
 def test_another_size_for_a_suspended_job_is_no_way_past_the_line() -> None:
     made = scene(2, gpus=8)
     made.start()
-    made.manifest["spec"]["suspend"] = True
-    made.step(5)
-    made.suspend(1)
-    made.step(5)
+    stops(made)
     made.neighbours = [holder("a", 8)]
     made.manifest["spec"]["suspend"] = False
     scale(made, 1)

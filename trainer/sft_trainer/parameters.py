@@ -48,15 +48,15 @@ def groups(model: nn.Module, wanted: Sequence[ParameterGroup], weight_decay: flo
     members: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, group in _first(named, wanted):
         factor = (group.learning_rate_factor if group else None) or 1.0
-        is_matrix = len(getattr(named[name], "ds_shape", named[name].shape)) > 1
-        members.setdefault((factor, not is_matrix), []).append(named[name])
+        is_vector = len(getattr(named[name], "ds_shape", named[name].shape)) <= 1
+        members.setdefault((factor, is_vector), []).append(named[name])
     return [
         {
-            "params": members[key],
-            "weight_decay": 0.0 if key[1] else weight_decay,
-            LEARNING_RATE_FACTOR: key[0],
+            "params": members[factor, is_vector],
+            "weight_decay": 0.0 if is_vector else weight_decay,
+            LEARNING_RATE_FACTOR: factor,
         }
-        for key in sorted(members)
+        for factor, is_vector in sorted(members)
     ]
 
 

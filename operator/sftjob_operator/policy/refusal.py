@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sftjob_operator.api.status import Status
-from sftjob_operator.policy.decision import Decision, Say, age, not_running, revisit
+from sftjob_operator.planning.batch import SpecError
+from sftjob_operator.policy.decision import Decision, age, not_accepted, not_running, revisit
 from sftjob_operator.reports import sentence
 from sftjob_operator.world import NAME_TAKEN, Refusal, World
 
@@ -24,5 +25,4 @@ def refused(world: World, status: Status, refusal: Refusal) -> Decision:
         return Decision(status, not_running("Forbidden", f"{what}: {words}"), requeue=_AGAIN_SECONDS)
     reason = "PodTemplateRejected" if ref.kind == "Job" else "ChildRejected"
     message = f"the API server refuses {what}: {words}"
-    conditions = {"Accepted": Say("False", reason, message), **not_running("NotAccepted", message)}
-    return Decision(status, conditions)
+    return not_accepted(status, SpecError(reason, message))
