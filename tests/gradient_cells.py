@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +78,8 @@ def two_steps(
             total, count = world.sum([own.loss_sum, own.weight])
             norms.append(own.norm)
             losses.append(total / count)
-        results.append({**cell, "ranks": world.size, "norms": norms, "losses": losses, "empty": empty})
+        seen = {"norms": norms, "losses": losses, "empty": empty, "compiler": _COMPILER in sys.modules}
+        results.append({**cell, "ranks": world.size, **seen})
         parts.engine.destroy()
     return results
 
@@ -105,6 +107,7 @@ def method(name: str) -> dict[str, Any]:
     return {"training__method": "Full" if full else "LoRA", "training__lora": None if full else lora}
 
 
+_COMPILER = "torch._inductor.compile_fx"
 GLOBAL_BATCH = 32  # with accumulation 3, the micro-batches of a window differ in size
 MAX_LENGTH = 64
 SETTINGS = {

@@ -108,6 +108,8 @@ def _without_auto(raw: Mapping[str, Any]) -> dict[str, Any]:
 def prepare(accelerator: str) -> None:
     """Let DeepSpeed find our process group; before a model is loaded, which ZeRO-3 partitions on the way in."""
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    # DeepSpeed decorates functions that we never call: each start would load torch's compiler, for a second.
+    torch.compiler.set_default_backend("eager")
     if accelerator == "cpu":
         # Its shared-memory collectives would compile C++ for minutes at the first use.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
