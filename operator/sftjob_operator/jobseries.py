@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from sft_trainer.config import FailureClass, Progress
 from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.status import Status
-from sftjob_operator.api.v1alpha1 import Workers
+from sftjob_operator.api.v1alpha1.workers import Workers
 from sftjob_operator.failure import exit_class
 from sftjob_operator.goodput import KINDS, kind
 from sftjob_operator.planning.hardware import quantity_bytes

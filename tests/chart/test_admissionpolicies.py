@@ -6,7 +6,7 @@ import pytest
 
 from rendering import NAMESPACES, SCHEMA, Manifest, of_kind, refusal, render, text, values
 from sftjob_operator.api.crd import crd
-from sftjob_operator.api.v1alpha1 import Workers
+from sftjob_operator.api.v1alpha1.workers import Workers
 
 EVERYTHING = {
     "maxNodes": 4, "maxGPUsPerNode": 8, "maxGPUs": 16, "extendedResources": ["rdma/hca"],

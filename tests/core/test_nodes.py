@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sftjob_operator.api.v1alpha1 import PodSpecOverride
+from sftjob_operator.api.v1alpha1.pods import PodSpecOverride
 from sftjob_operator.planning.nodes import may_run_on
 
 LABELS = {"pool": "a100", "zone": "eu-1", "gpus": "8"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sftjob_operator.api.v1alpha1 import FailurePolicy
+from sftjob_operator.api.v1alpha1.policies import FailurePolicy
 from sftjob_operator.effects import Create
 from sftjob_operator.planning.hardware import Hardware
 from sftjob_operator.policy.restart import MOST_DISRUPTIONS, wait_seconds

@@ -13,7 +13,8 @@ from ruamel.yaml.scalarstring import LiteralScalarString
 
 from sft_trainer import config
 from sftjob_operator.api import names
-from sftjob_operator.api.v1alpha1 import Resources, SFTJob, Spec
+from sftjob_operator.api.v1alpha1 import SFTJob, Spec
+from sftjob_operator.api.v1alpha1.pods import Resources
 from sftjob_operator.cli.errors import CliError
 from sftjob_operator.cli.load import load, load_json, parse
 from sftjob_operator.cluster.base import Manifest, Rejected

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sft_trainer import config
-from sftjob_operator.api.v1alpha1 import ChatTemplate, DataSource, LoRA, SFTJob
+from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.api.v1alpha1.data import DataSource
+from sftjob_operator.api.v1alpha1.model import ChatTemplate
+from sftjob_operator.api.v1alpha1.training import LoRA
 from sftjob_operator.desired.children import digest
 from sftjob_operator.planning.intent import Intent, intent
 from sftjob_operator.planning.plan import Plan

@@ -14,7 +14,8 @@ from sft_trainer import config
 from sftjob_operator.api import names
 from sftjob_operator.api.base import Quantity
 from sftjob_operator.api.objects import Manifest
-from sftjob_operator.api.v1alpha1 import EnvVar, PodTemplate, Resources, SFTJob
+from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.api.v1alpha1.pods import EnvVar, PodTemplate, Resources
 from sftjob_operator.desired.claim import claim_name
 from sftjob_operator.settings import Settings
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from sftjob_operator.api.v1alpha1 import PodSpecOverride
+from sftjob_operator.api.v1alpha1.pods import PodSpecOverride
 
 
 class _Requirement(BaseModel):

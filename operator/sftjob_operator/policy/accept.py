@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest
-from sftjob_operator.api.v1alpha1 import EnvVar, PodTemplate, SFTJob, Spec
+from sftjob_operator.api.v1alpha1 import SFTJob, Spec
+from sftjob_operator.api.v1alpha1.pods import EnvVar, PodTemplate
 from sftjob_operator.desired.podsecurity import annotation_violation, violation
 from sftjob_operator.desired.podspec import OUR_VOLUMES, secured
 from sftjob_operator.planning.batch import SpecError

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.status import Status
-from sftjob_operator.api.v1alpha1 import SFTJob, Workers
+from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.api.v1alpha1.workers import Workers
 from sftjob_operator.observe import holds, newest_attempt
 from sftjob_operator.planning.batch import SpecError
 from sftjob_operator.policy.decision import Decision, not_running

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from sft_trainer.config import UNPREPARED
 from sftjob_operator.api.status import AttemptStatus, Status
-from sftjob_operator.api.v1alpha1 import FailurePolicy
+from sftjob_operator.api.v1alpha1.policies import FailurePolicy
 from sftjob_operator.effects import Effect
 from sftjob_operator.failure import Failure
 from sftjob_operator.policy.decision import Answer, Decision, Say, Transition, not_running
