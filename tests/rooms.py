@@ -178,6 +178,13 @@ class Room:
     def apply(self, name: str, spec: dict[str, Any]) -> None:
         self.kube.apply(self.sftjob(name, spec))
 
+    def suspend(self, name: str, value: bool) -> None:
+        """Set spec.suspend as a user would."""
+        patch = json.dumps({"spec": {"suspend": value}})
+        self.kube.kubectl(
+            "patch", "sftjob", name, "-n", self.namespace, "--type=merge", "-p", patch, check=True
+        )
+
     def job(self, name: str) -> dict[str, Any]:
         found = self.kube.get("sftjob", name, self.namespace)
         assert found is not None, f"SFTJob {name} is gone"

@@ -47,12 +47,7 @@ def test_jobs_of_a_full_namespace_take_turns_and_a_preparation_removes_what_nobo
     assert "number 1 in the line" in waiting["message"]
     assert room.kube.list("jobs", room.namespace, "sftjob.dev/role=train,sftjob.dev/job-name=second") == []
 
-    suspend(room, "first", True)
+    room.suspend("first", True)
     room.wait("second", "Running")
-    suspend(room, "first", False)
+    room.suspend("first", False)
     room.waits_for("first", "NamespaceQuota")
-
-
-def suspend(room: Room, name: str, value: bool) -> None:
-    words = ("--type=merge", "-p", f'{{"spec": {{"suspend": {str(value).lower()}}}}}')
-    room.kube.kubectl("patch", "sftjob", name, "-n", room.namespace, *words, check=True)

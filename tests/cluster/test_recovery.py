@@ -71,13 +71,12 @@ def test_a_deleted_pod_costs_one_attempt_and_the_next_goes_on_from_the_checkpoin
 def test_suspension_saves_and_resuming_goes_on_from_the_last_step(room: Room):
     long_job(room, "paused")
     reached(room, "paused", 25)
-    patch = ("patch", "sftjob", "paused", "-n", room.namespace, "--type=merge", "-p")
-    room.kube.kubectl(*patch, '{"spec":{"suspend":true}}', check=True)
+    room.suspend("paused", True)
     room.wait("paused", "Suspended", seconds=120)
     assert room.condition("paused", "Running")["reason"] == "Suspended"
     until("no pod is left", lambda: not room.pods("sftjob.dev/role=train"), 60)
     stopped_at = max(losses(room, "paused"))
-    room.kube.kubectl(*patch, '{"spec":{"suspend":false}}', check=True)
+    room.suspend("paused", False)
     room.wait("paused", "Complete", seconds=400)
     status = room.job("paused")["status"]
     last = status["attempts"][-1]
