@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from sftjob_operator.planning.hardware import quantity_bytes
 from sftjob_operator.quotas import Quotas
 
 Level = Literal["Restricted", "Baseline", "Privileged"]
 """Of the Pod Security Standards."""
+UserIds = Literal["Fixed", "Assigned"]
 Days = int
 Quantity = int
 """Bytes, written as Kubernetes does."""
@@ -29,6 +30,8 @@ class Settings:
     """Memory of one GPU (e.g. 80Gi) for the planner; empty = the node label nvidia.com/gpu.memory, else 40Gi."""
     pod_security: Level = "Baseline"
     """Restricted, Baseline or Privileged: the Pod Security Standard that podTemplate must keep to."""
+    user_ids: UserIds = "Fixed"
+    """Pods of jobs run as user and group 65532 (Fixed), or as what the namespace assigns (Assigned: OpenShift)."""
     collect_unused_days: Days = 30
     """Caches that nobody has used for so long are removed after a preparation on their volume; 0 = none is for its age."""
     collect_limit: Quantity | None = None
@@ -79,10 +82,13 @@ class Settings:
         return settings
 
 
-def _level(text: str) -> str:
-    if text not in get_args(Level):
-        raise ValueError(f"one of {', '.join(get_args(Level))}")
-    return text
+def _one_of(words: Any) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in get_args(words):
+            raise ValueError(f"one of {', '.join(get_args(words))}")
+        return text
+
+    return read
 
 
 def _bool(text: str) -> bool:
@@ -106,7 +112,8 @@ _READERS: dict[str, Callable[[str], object]] = {
     "int": int,
     "float": float,
     "bool": _bool,
-    "Level": _level,
+    "Level": _one_of(Level),
+    "UserIds": _one_of(UserIds),
     "Days": _days,
     "Quotas": Quotas.from_json,
     "Quantity | None": lambda text: quantity_bytes(text) if text else None,

@@ -136,6 +136,13 @@ def test_the_strict_installation_of_the_docs_is_strict(tmp_path: Path):
     assert len(of_kind(manifests, "ValidatingAdmissionPolicy")) == 2
 
 
+def test_on_openshift_no_pod_names_a_user_or_a_group(tmp_path: Path):
+    manifests = render(*example("OpenShift", tmp_path))
+    assert environment(manifests)["SFTJOB_OPERATOR_USER_IDS"] == "Assigned"
+    assert "65532" not in yaml.safe_dump_all(manifests)
+    assert operator_pod(manifests)["spec"]["securityContext"]["runAsNonRoot"] is True
+
+
 def test_the_limits_of_the_docs_are_limits(tmp_path: Path):
     manifests = render(*example("Limits", tmp_path))
     names = [found["metadata"]["name"] for found in of_kind(manifests, "ValidatingAdmissionPolicy")]

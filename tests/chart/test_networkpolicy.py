@@ -43,7 +43,7 @@ def test_they_select_the_pods_that_are_made():
 def test_training_pods_talk_to_one_another_and_to_dns_only():
     training = policies(*NAMESPACES)["team-a", "sftjob-training"]
     dns, gang = training["egress"]
-    assert {port["port"] for port in dns["ports"]} == {53}
+    assert {port["port"] for port in dns["ports"]} == {53, 5353}  # OpenShift's DNS pods listen on the second
     assert gang == {"to": [{"podSelector": training["podSelector"]}]}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sftjob_operator.api import names
 from sftjob_operator.policy.accept import objection, read_sftjob
 from sftjob_operator.settings import Settings
 from worlds import Scene, sftjob
@@ -115,6 +116,19 @@ def test_it_is_a_condition_and_no_pod_is_made():
     assert scene.step().effects == ()
     assert scene.says("Accepted") == ("False", "PodSecurity")
     assert "operator.podSecurity" in scene.condition("Accepted")["message"]
+
+
+def test_where_the_namespace_assigns_ids_a_pod_names_none():
+    scene = Scene()
+    scene.settings = Settings(user_ids="Assigned")
+    scene.start()
+    for job in (*scene.jobs(names.ROLE_PREPARE), *scene.jobs()):
+        context = job["spec"]["template"]["spec"]["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert not {"runAsUser", "runAsGroup", "fsGroup"} & context.keys()
+    assert scene.jobs()
+    with pytest.raises(ValueError, match="SFTJOB_OPERATOR_USER_IDS='Any': one of Fixed, Assigned"):
+        Settings.from_environment({"SFTJOB_OPERATOR_USER_IDS": "Any"})
 
 
 def test_a_level_that_does_not_exist_is_named():

@@ -99,12 +99,15 @@ app.kubernetes.io/managed-by: sftjob-operator
 sftjob.dev/role: train
 {{- end }}
 
+{{- /* 5353 is what OpenShift's DNS pods listen on: a policy sees the port behind the Service. */}}
 {{- define "sftjob.dns" -}}
 - ports:
-    - port: 53
+    {{- range $port := list 53 5353 }}
+    - port: {{ $port }}
       protocol: UDP
-    - port: 53
+    - port: {{ $port }}
       protocol: TCP
+    {{- end }}
 {{- end }}
 
 {{- /* Fails where the cluster does not know a kind of Prometheus' operator: an object that nobody reads is no monitoring. */}}

@@ -90,28 +90,31 @@ def _spec(job: SFTJob, settings: Settings, part: Part) -> Manifest:
         "terminationGracePeriodSeconds": GRACE_SECONDS if grace is None else grace,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": secured(part.template)["securityContext"],
+        "securityContext": secured(part.template, settings)["securityContext"],
         **part.spec,
         "containers": [_container(job, settings, part)],
         "volumes": [*_volumes(job, part), *theirs.volumes],
     }
     if job.spec.workers.image_pull_secrets:
         spec["imagePullSecrets"] = [{"name": secret.name} for secret in job.spec.workers.image_pull_secrets]
-    if theirs.node_selector:
-        spec["nodeSelector"] = dict(theirs.node_selector)
-    if theirs.tolerations:
-        spec["tolerations"] = list(theirs.tolerations)
-    if theirs.affinity is not None:
-        spec["affinity"] = theirs.affinity
-    return spec
+    scheduling: Manifest = {
+        "nodeSelector": dict(theirs.node_selector),
+        "tolerations": list(theirs.tolerations),
+        "affinity": theirs.affinity,
+        "topologySpreadConstraints": list(theirs.topology_spread_constraints),
+        "priorityClassName": theirs.priority_class_name,
+        "runtimeClassName": theirs.runtime_class_name,
+        "schedulerName": theirs.scheduler_name,
+    }
+    return spec | {key: value for key, value in scheduling.items() if value}
 
 
-def secured(template: PodTemplate) -> Manifest:
+def secured(template: PodTemplate, settings: Settings) -> Manifest:
     """What of the PodSpec decides on the rights of the pod: with the user's part merged over ours."""
     theirs = template.spec
     container = (theirs.containers[0].security_context or {}) if theirs.containers else {}
     return {
-        "securityContext": {**_pod_security(), **(theirs.security_context or {})},
+        "securityContext": {**_pod_security(settings), **(theirs.security_context or {})},
         "containers": [{"securityContext": {**_container_security(), **container}}],
         "volumes": list(theirs.volumes),
     }
@@ -127,7 +130,7 @@ def _container(job: SFTJob, settings: Settings, part: Part) -> Manifest:
         "resources": part.resources,
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "File",
-        "securityContext": secured(part.template)["containers"][0]["securityContext"],
+        "securityContext": secured(part.template, settings)["containers"][0]["securityContext"],
         "volumeMounts": [*_mounts(job, part), *(theirs[0].volume_mounts if theirs else ())],
     }
     if job.spec.workers.image_pull_policy is not None:
@@ -188,12 +191,11 @@ def _mounts(job: SFTJob, part: Part) -> list[Manifest]:
     return mounts
 
 
-def _pod_security() -> Manifest:
+def _pod_security(settings: Settings) -> Manifest:
+    ids = {"runAsUser": _USER, "runAsGroup": _USER, "fsGroup": _USER} if settings.user_ids == "Fixed" else {}
     return {
         "runAsNonRoot": True,
-        "runAsUser": _USER,
-        "runAsGroup": _USER,
-        "fsGroup": _USER,
+        **ids,
         "fsGroupChangePolicy": "OnRootMismatch",  # a volume of a million files is not walked at every start
         "seccompProfile": {"type": "RuntimeDefault"},
     }

@@ -18,7 +18,7 @@ from sftjob_operator.planning.combinations import refuse_what_cannot_work_togeth
 from sftjob_operator.planning.hardware import quantity_bytes
 from sftjob_operator.planning.intent import intent
 from sftjob_operator.policy.quota import too_large
-from sftjob_operator.settings import Level, Settings
+from sftjob_operator.settings import Settings
 
 _UNKNOWN = (
     "this operator does not know the field and would ignore it: remove it, or install the operator of the same "
@@ -60,7 +60,7 @@ def objection(job: SFTJob, settings: Settings, *, has_share: bool = False) -> Sp
     try:
         wanted = intent(job.spec)
         refuse_what_cannot_work_together(job.spec, wanted)
-        _security(job.spec, settings.pod_security)
+        _security(job.spec, settings)
         for check in (_environment, _templates, _quantities, _inline):
             check(job.spec)
     except SpecError as error:
@@ -98,13 +98,14 @@ def _taken(template: PodTemplate) -> Iterator[str]:
             yield f"spec.volumes: {volume['name']} is a volume of the operator's"
 
 
-def _security(spec: Spec, level: Level) -> None:
+def _security(spec: Spec, settings: Settings) -> None:
+    level = settings.pod_security
     for path, template in (
         ("spec.workers.podTemplate", spec.workers.pod_template),
         ("spec.prepare.podTemplate", spec.prepare.pod_template),
     ):
         found = annotation_violation(template.metadata.annotations, level)
-        if found is None and (inside := violation(secured(template), level)) is not None:
+        if found is None and (inside := violation(secured(template, settings), level)) is not None:
             found = f"spec.{inside}"
         if found is not None:
             raise SpecError(

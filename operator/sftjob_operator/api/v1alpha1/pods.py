@@ -58,6 +58,20 @@ class PodSpecOverride(ApiModel):
         default_factory=list, description="core/v1 Tolerations."
     )
     affinity: Passthrough | None = Field(None, description="core/v1 Affinity.")
+    topology_spread_constraints: Annotated[list[Passthrough], Field(max_length=8)] = Field(
+        default_factory=list,
+        description="core/v1 TopologySpreadConstraints. The pods of a job have the label sftjob.dev/job-name.",
+    )
+    priority_class_name: ObjectName | None = Field(
+        None, description="PriorityClass: whom the pods may preempt, and who may preempt them."
+    )
+    runtime_class_name: ObjectName | None = Field(
+        None,
+        description="RuntimeClass, for clusters where GPUs need one (nvidia) instead of the default runtime.",
+    )
+    scheduler_name: Annotated[str, Field(min_length=1, max_length=253)] | None = Field(
+        None, description="Scheduler; absent = the cluster's default."
+    )
     volumes: Annotated[list[Passthrough], Field(max_length=16)] = Field(
         default_factory=list, description="core/v1 Volumes, beside ours."
     )
