@@ -133,10 +133,21 @@ COPY --from=wheel /dist /dist
 RUN cp -rT /kernels "$(echo /opt/sftjob/lib/python3*/site-packages)" && \
     uv pip install --quiet --offline --python /opt/sftjob --no-deps /dist/*.whl
 
+# NCCL opens libibverbs by name and goes over TCP without a word where there is none. Only files are copied, so that
+# the base needs neither apt nor a shell.
+FROM ${PYTHON_IMAGE} AS rdma
+WORKDIR /packages
+RUN --mount=type=secret,id=ca-certificates,target=/etc/ssl/certs/ca-certificates.crt \
+    apt-get update && apt-get download libibverbs1 ibverbs-providers libnl-3-200 libnl-route-3-200 && \
+    for package in *.deb; do dpkg -x "$package" /rdma; done && \
+    if [ -d /rdma/lib ]; then cp -r /rdma/lib /rdma/usr && rm -r /rdma/lib; fi && rm -r /rdma/usr/share
+
 FROM ${TRAINER_IMAGE} AS trainer
 # Not NVIDIA_VISIBLE_DEVICES: the device plugin sets it for the pods that were given GPUs, and for no others.
 ENV PATH=/opt/sftjob/bin:/usr/local/bin:/usr/bin:/bin HOME=/tmp USER=sftjob PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=rdma /rdma/etc /etc
+COPY --from=rdma /rdma/usr /usr
 COPY --from=trainer-complete /opt/sftjob /opt/sftjob
 WORKDIR /tmp
 USER 65532:65532

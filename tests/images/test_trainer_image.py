@@ -77,3 +77,18 @@ def test_the_trainer_image_holds_no_compiler_of_its_own(root: Path):
         for path in root.glob(f"opt/sftjob/bin/{name}")
     ]
     assert not list(root.glob("usr/bin/gcc*"))
+
+
+def test_nccl_finds_the_libraries_that_rdma_needs(root: Path):
+    code = (
+        "import ctypes\n"
+        "verbs = ctypes.CDLL('libibverbs.so.1', use_errno=True)\n"
+        "ctypes.CDLL('libmlx5.so.1')\n"
+        "count = ctypes.c_int()\n"
+        "verbs.ibv_get_device_list(ctypes.byref(count))\n"
+        "print(count.value)"
+    )
+    done = inside.run(root, PYTHON, "-c", code, environment=ENVIRONMENT, user=NOBODY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().isdigit(), done.stdout
+    assert list(root.glob("usr/lib/*/libibverbs/libmlx5-*.so")), "the driver of ConnectX adapters"
