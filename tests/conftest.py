@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,6 +20,21 @@ def pytest_configure(config: pytest.Config) -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     config.add_cleanup(loop.close)
+
+
+@pytest.fixture(autouse=True)
+def logs_end_with_their_test() -> Iterator[None]:
+    """`sftjob run` sends the root logger to a file and keeps quiet when that fails: not in other tests, too."""
+    root = logging.getLogger()
+    before, level, raises = set(root.handlers), root.level, logging.raiseExceptions
+    yield
+    for handler in [
+        one for one in root.handlers if isinstance(one, logging.FileHandler) and one not in before
+    ]:
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
+    logging.raiseExceptions = raises
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
