@@ -13,8 +13,9 @@ from sft_trainer.config import ModelFacts, TokenRange
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.advice import fits_message, no_fit_message
 from sftjob_operator.planning.hardware import Hardware, gibibytes, mebibytes, quantity_bytes
-from sftjob_operator.planning.memory import Memory, Shape, estimate
+from sftjob_operator.planning.memory import Memory, estimate
 from sftjob_operator.planning.plan import NoFit, Plan, available_bytes, plan
+from sftjob_operator.planning.shape import Shape
 from sftjob_operator.policy.accept import read_sftjob
 from worlds import FACTS, GIB, sftjob
 

@@ -20,7 +20,8 @@ from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.hardware import DEFAULT_GPU_MEMORY, Hardware, mebibytes, quantity_bytes
 from sftjob_operator.planning.heads import indivisible
 from sftjob_operator.planning.intent import Intent, intent
-from sftjob_operator.planning.memory import Memory, Shape, estimate
+from sftjob_operator.planning.memory import Memory, estimate
+from sftjob_operator.planning.shape import Shape
 
 # A forward pass of more tokens is no faster per token on a GPU; a CPU is busy with one sequence.
 _TOKENS_PER_PASS = 8192
