@@ -68,23 +68,24 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
     if shape.muon:  # one moment of hidden matrices, and bf16 and fp32 copies of one of them in its step
         optimizer -= 4 * max(0, trained - model.embedding_parameters)
         optimizer += 12 * model.hidden_size * model.intermediate_size
-    gradients = trained * 4 // (share if stage >= 2 else 1)
+    gradients = _gradients(shape, trained, size, share)
     host = 0
     if shape.offload_optimizer == "CPU" and shape.accelerator == "gpu":  # on a CPU it is the same memory
-        # Beside the optimizer's: fp32 gradients, and the updated weights on their way back to the GPU.
-        host = optimizer + trained * (4 + size) // share
+        # Beside the optimizer's: fp32 gradients; stage 3 has them once more for the optimizer (stage3.py,
+        # grad_partitions_flat_buffer and .grad), the others the updated weights on their way back to the GPU.
+        host = optimizer + trained * (4 + (4 if stage == 3 else size)) // share
         gradients, optimizer = (0 if stage >= 2 else gradients), 0
     if shape.offload_parameters == "CPU" and shape.accelerator == "gpu":
         host += parameters * size // share
         weights = _gathered(model) * size
-    bucket = min(trained, _BUCKET_ELEMENTS[shape.accelerator]) * size * 2 if stage >= 1 else 0
+    kept = activations.of_layers(model, shape, size) + activations.of_adapters(model, shape, size)
+    logits = activations.of_logits(model, shape, size)
+    bucket = _buckets(shape, trained, size, kept + logits)
     if host:
         bucket += largest * size  # the largest gradient, on its way to the CPU
         # whole on the CPU, before any state is there; QLoRA packs on the GPU what it reads
         loaded = parameters * size if stage < 3 and not shape.quantised else 0
         host = int((max(host, loaded) + _HOST) * (1 + _SLACK["gpu"]))
-    logits = activations.of_logits(model, shape, size)
-    kept = activations.of_layers(model, shape, size) + activations.of_adapters(model, shape, size)
     overhead = _OVERHEAD[shape.accelerator]
     needed = weights + gradients + optimizer + bucket + kept + logits + overhead
     return Memory(
@@ -98,6 +99,41 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
         slack=int(needed * _SLACK[shape.accelerator]),
         host=host,
     )
+
+
+def _is_bf16_optimizer(shape: Shape) -> bool:
+    """Whether DeepSpeed takes its BF16_Optimizer (engine.py, _do_optimizer_sanity_check), which has no buckets."""
+    return shape.zero_stage == 1 and shape.precision == "bf16" and shape.offload_optimizer != "CPU"
+
+
+def _gradients(shape: Shape, trained: int, size: int, share: int) -> int:
+    """Bytes at their peak: sums in fp32, and what DeepSpeed 0.19.8 has beside them.
+
+    Stage 0 in bf16 sums in bf16, and copies the sums to fp32 in its step (unfused_optimizer.py). Stage 1 in bf16 keeps
+    each pass's gradients, zeroed, beside the sums (bf16_optimizer.py, clear_lp_grads). Stage 1 in fp16, or offloaded,
+    has this rank's partition of the sums beside all of them (stage_1_and_2.py, _build_compact_grad_partition_buffer).
+    """
+    if shape.zero_stage >= 2:
+        return trained * 4 // share
+    if size == 4:
+        return trained * 4
+    if shape.zero_stage == 0 or _is_bf16_optimizer(shape):
+        return trained * (4 + size)
+    return trained * 4 + trained * 4 // share
+
+
+def _buckets(shape: Shape, trained: int, size: int, passing: int) -> int:
+    """Bytes for what is exchanged between ranks, beside the `passing` ones of a forward and backward pass.
+
+    Two buckets: of sums in stage 1, of the pass's gradients above. The BF16_Optimizer has none: when activations are
+    gone it rounds all sums for their exchange (engine.py, allreduce_bucket).
+    """
+    if shape.zero_stage == 0:
+        return 0
+    if _is_bf16_optimizer(shape):
+        return max(0, trained * size - passing)
+    each = 4 if shape.zero_stage == 1 else size
+    return 2 * min(trained, _BUCKET_ELEMENTS[shape.accelerator]) * each
 
 
 def _of_one(model: ModelFacts, shape: Shape, elements: int) -> int:
