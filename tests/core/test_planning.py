@@ -247,9 +247,40 @@ def test_logits_are_those_of_a_chunk_beside_the_gradient_of_the_head():
     assert estimate(LLAMA_8B, shape(max_length=65_536, lora_rank=8)).logits == 2**30 + 3 * 2**26
 
 
-def test_logits_that_are_capped_exist_at_all_positions():
-    gemma = SMALL.model_copy(update={"architecture": "Gemma2ForCausalLM"})
-    assert estimate(gemma, shape(max_length=65_536)).logits == 65_536 * 49_152 * 2 + 3 * 2**26
+@pytest.mark.parametrize(
+    ("update", "times"),
+    [
+        ({"architecture": "Gemma2ForCausalLM"}, 3),
+        ({"architecture": "GraniteForCausalLM"}, 2),
+        ({"architecture": "Cohere2ForCausalLM", "capped_logits": False}, 2),
+        ({"architecture": "Gemma3ForCausalLM", "capped_logits": True}, 3),
+    ],
+    ids=str,
+)
+def test_logits_that_are_capped_or_scaled_exist_whole_more_than_once(update, times):
+    model = SMALL.model_copy(update=update)
+    whole, pieces, head = 65_536 * 49_152 * 2, 3 * 2**26, 49_152 * 576 * 2
+    assert estimate(model, shape(max_length=65_536)).logits == times * whole + pieces + head
+    assert estimate(model, shape(max_length=65_536, lora_rank=8)).logits == times * whole + pieces
+    plain = SMALL.model_copy(update={"architecture": "Gemma3ForCausalLM", "capped_logits": False})
+    assert estimate(plain, shape(max_length=65_536, lora_rank=8)).logits == 2**30 + pieces
+
+
+def test_heads_of_their_own_size_their_norms_and_experts_by_hand():
+    at = shape(max_length=100, precision="bf16", attention="FlashAttention")
+    none = estimate(SMALL, at).activations
+    wide = SMALL.model_copy(update={"head_size": 128, "key_value_heads": 3})
+    assert estimate(wide, at).activations - none == 100 * 30 * 2 * 4 * (9 * 128 - 576)
+    normed = wide.model_copy(update={"normalised_queries": True})
+    assert (
+        estimate(normed, at).activations - estimate(wide, at).activations
+        == 100 * 30 * (4 + 2) * (9 + 3) * 128
+    )
+    experts = SMALL.model_copy(update={"experts_per_token": 4, "experts_intermediate_size": 4 * 512})
+    more = 2 * (2 * 4 * 576 + 4 * (4 * 512 - 1536))
+    assert estimate(experts, at).activations - none == 100 * 30 * more
+    selective, of_one = replace(at, checkpointing="Selective"), 100 * more
+    assert estimate(experts, selective).activations - estimate(SMALL, selective).activations == of_one
 
 
 def choose(model: ModelFacts, hardware: Hardware, **parts) -> Plan:

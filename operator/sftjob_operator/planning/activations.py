@@ -14,18 +14,10 @@ _LOSS_PIECE = {
     "gpu": 3 * 64 * 2**20,
     "cpu": 3 * 4 * 2**20,
 }  # fp32 copies of a piece of it, sft_trainer.softmax
-# Architectures that scale or cap their logits: these exist at all positions.
-_WHOLE_LOGITS = (
-    "Gemma2",
-    "Gemma3",
-    "Gemma4",
-    "Cohere",
-    "Granite",
-    "FalconH1",
-    "MiniCPM",
-    "NanoChat",
-    "HyperCLOVAX",
-)
+# Architectures that cap their logits unless their configuration says otherwise, and those that scale them: these logits
+# exist at all positions.
+_CAPPED = ("Gemma2", "Gemma3n", "Gemma4", "NanoChat")
+_SCALED = ("Cohere", "Granite", "FalconH1", "MiniCPM", "HyperCLOVAX")
 # Architectures that compute nothing between documents and have no windows (tests/trainer/test_models.py); with all
 # others a mask over the pack may be there.
 _NO_MASK = (
@@ -44,27 +36,45 @@ _EAGER = ("Gemma2", "Bloom")  # transformers has nothing but eager attention for
 def of_layers(model: ModelFacts, shape: Shape, size: int) -> int:
     """Stored for the backward pass. Per token and layer, in elements of the model's type:
 
-    2 norm outputs, q, k, v, attention output, its projection and the residual (8 hidden), gate, up,
-    activation and their product (4 intermediate); besides two norm inputs in fp32 (2 hidden x 4 bytes).
+    2 norm outputs, attention's projection and the residual (4 hidden), q, k, v and attention's output (4 times the
+    queries of all heads: where keys and values have fewer, some kernels repeat them), gate, up, activation and their
+    product (4 intermediate); besides two norm inputs in fp32 (2 hidden x 4 bytes).
+    Normalised queries and keys are kept in fp32 and normalised. Each of the k experts of a token has a copy of its
+    input and an output (2 k hidden), and they have the intermediate elements of all.
     Where ranks share sequences, attention's output is kept twice, for its heads and for its positions, and while a
-    layer exchanges there are its q, k and v (3 hidden) as sent and as received. Where they share layers, each has its part
-    of q, k, v and attention's output (4 hidden), and of the intermediate ones.
+    layer exchanges there are its q, k and v (3 queries) as sent and as received. Where they share layers, each has its
+    part of q, k, v and attention's output, and of the intermediate ones.
     With checkpointing one layer at a time is there in full, and of every layer its input (Full), or its input, q,
-    k, v, attention output, the two projections back (7 hidden), gate and up (2 intermediate) (Selective).
+    k, v, attention output, the two projections back (3 hidden, 4 queries), gate and up (2 intermediate) (Selective):
+    products of experts are computed again.
     """
-    tokens = shape.tokens
-    hidden, middle = model.hidden_size, model.intermediate_size
+    tokens, parts, hidden = shape.tokens, shape.tensor_ranks, model.hidden_size
+    middle = max(model.intermediate_size, model.experts_intermediate_size)
+    queries = _queries(model)
     stored, passing = _pairs_of_tokens(model, shape, size)
-    kept_twice = hidden if shape.sequence_ranks > 1 else 0
+    kept_twice = queries if shape.sequence_ranks > 1 else 0
     passing += 6 * tokens * size * kept_twice
-    parts = shape.tensor_ranks
-    own = (4 * hidden + 4 * middle) // parts
-    layer = tokens * (size * (4 * hidden + own + kept_twice) + 8 * hidden) + stored
-    selected = 3 * hidden + (4 * hidden + 2 * middle) // parts
+    elements = 4 * hidden + (4 * queries + 4 * middle) // parts + kept_twice
+    elements += 2 * model.experts_per_token * hidden
+    norms = 8 * hidden + _of_head_norms(model, queries, size) // parts
+    layer = tokens * (size * elements + norms) + stored
+    selected = 3 * hidden + (4 * queries + 2 * model.intermediate_size) // parts
     kept = {"None": 0, "Selective": selected, "Full": hidden}[shape.checkpointing]
     if kept:
         return tokens * model.layers * size * kept + layer + passing
     return model.layers * layer + passing
+
+
+def _queries(model: ModelFacts) -> int:
+    """Elements of a token's queries, of all heads, which need not be the hidden ones where heads have their own size."""
+    return model.hidden_size if model.head_size is None else model.heads * model.head_size
+
+
+def _of_head_norms(model: ModelFacts, queries: int, size: int) -> int:
+    """Bytes of a token's queries and keys in fp32, and normalised; 0 where they are taken as they are."""
+    if not model.normalised_queries:
+        return 0
+    return (4 + size) * (queries + queries * (model.key_value_heads or model.heads) // model.heads)
 
 
 def _pairs_of_tokens(model: ModelFacts, shape: Shape, size: int) -> tuple[int, int]:
@@ -113,13 +123,22 @@ def of_logits(model: ModelFacts, shape: Shape, size: int) -> int:
     """A chunk of them, and the gradient of a trained head, which is summed in fp32 if there are more chunks."""
     vocabulary = -(-model.vocabulary_size // shape.tensor_ranks)
     whole = shape.tokens * vocabulary * size
-    piece = _LOSS_PIECE[shape.accelerator]
-    if model.architecture.startswith(_WHOLE_LOGITS):
-        return whole + piece
-    chunk = min(whole, _LOGITS_CHUNK[shape.accelerator])
+    times = _whole_logits(model)
+    chunk = times * whole or min(whole, _LOGITS_CHUNK[shape.accelerator])
     head = vocabulary * model.hidden_size
-    gradient = head * (size if chunk == whole else size + 4)
+    gradient = head * (size if chunk >= whole else size + 4)
     if shape.lora_rank is not None:
         # of trained rows the whole head's gradient, and peft's copy of it with them in it
         gradient = 0 if model.added_tokens is None else gradient + head * size
-    return chunk + piece + gradient
+    return chunk + _LOSS_PIECE[shape.accelerator] + gradient
+
+
+def _whole_logits(model: ModelFacts) -> int:
+    """How many tensors of all logits there are at once; 0 where a chunk is enough (sft_trainer.head).
+
+    Capped: divided, their tanh, and multiplied again; scaled: as they were and are (measured, docs/planning.md).
+    """
+    is_capped = model.capped_logits
+    if is_capped is None:
+        is_capped = model.architecture.startswith(_CAPPED)
+    return 3 if is_capped else 2 if model.architecture.startswith(_SCALED) else 0
