@@ -9,7 +9,7 @@ import pytest
 
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.cluster.base import ClusterError, Manifest, Rejected
-from sftjob_operator.gpus import MAJOR_LABEL, MEMORY_LABEL, Gpus
+from sftjob_operator.gpus import COUNT_LABEL, MAJOR_LABEL, MEMORY_LABEL, REPLICAS_LABEL, Gpus
 from sftjob_operator.settings import Settings
 from shell.fake_cluster import FakeCluster
 
@@ -52,6 +52,29 @@ async def test_only_nodes_the_job_may_run_on_count() -> None:
     cluster.put(node("large", "81559", pool="b"))
     job = sftjob(podTemplate={"spec": {"nodeSelector": {"pool": "b"}}})
     assert (await Gpus(cluster, Settings())(job)).gpu_memory_bytes == 81559 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("labels", "counts"),
+    [
+        ({COUNT_LABEL: "1"}, False),
+        ({COUNT_LABEL: "1", REPLICAS_LABEL: "4"}, False),
+        ({COUNT_LABEL: "2", REPLICAS_LABEL: "4"}, True),
+        ({COUNT_LABEL: "8", REPLICAS_LABEL: "1"}, True),
+        ({COUNT_LABEL: "many"}, True),
+        ({}, True),
+    ],
+    ids=str,
+)
+async def test_a_node_with_fewer_gpus_than_a_pod_asks_for_does_not_count(
+    labels: dict[str, str], counts: bool
+) -> None:
+    cluster = FakeCluster()
+    cluster.put(node("dev", "15360", **labels, **{MAJOR_LABEL: "7"}))
+    cluster.put(node("large", "81559", **{COUNT_LABEL: "8", MAJOR_LABEL: "9"}))
+    hardware = await Gpus(cluster, Settings())(sftjob(gpusPerNode=8))
+    assert hardware.gpu_memory_bytes == (15360 if counts else 81559) * 2**20
+    assert hardware.gpu_bf16 is not counts
 
 
 async def test_a_cordoned_node_does_not_count() -> None:
