@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import NamedTuple
 
 from sftjob_operator.api.v1alpha1 import SFTJob
@@ -21,6 +22,10 @@ COUNT_LABEL = "nvidia.com/gpu.count"  # GPUs of the node
 REPLICAS_LABEL = "nvidia.com/gpu.replicas"  # as how many each of them is offered, where GPUs are shared
 CACHE_SECONDS = 300.0
 ASSUMED = "planning with 40Gi per GPU; set SFTJOB_OPERATOR_GPU_MEMORY"
+
+
+# A slice of a GPU, whose gigabytes are in its name: nvidia.com/mig-1g.10gb. GPUs that can be cut (A100 on) have bf16.
+_SLICE = re.compile(r"^nvidia\.com/mig-.*?(\d+)gb\b")
 
 
 class _Node(NamedTuple):
@@ -45,6 +50,8 @@ class Gpus:
             return Hardware()
         if self._set is not None:
             return Hardware(gpu_memory_bytes=self._set)
+        if (part := _SLICE.match(workers.gpu_resource_name)) is not None:
+            return Hardware(gpu_memory_bytes=int(part[1]) * 10**9, gpu_bf16=True)
         if workers.gpu_resource_name != RESOURCE:
             return Hardware()
         now = asyncio.get_running_loop().time()

@@ -639,6 +639,27 @@ def test_the_sentence_about_a_plan_that_fits():
     assert words.endswith(" of 80.0 GiB per GPU")
 
 
+ASSUMED = "40.0 GiB{} (assumed: no node says how much a GPU has; set the chart's operator.gpuMemory)"
+
+
+def test_memory_that_is_assumed_is_called_so():
+    parts = {"workers": {"nodes": 1, "gpusPerNode": 1}}
+    found = choose(SMALL, Hardware(), **parts)
+    assert found.status().memory.assumed
+    assert fits_message(spec(**parts), found.status()).endswith(ASSUMED.format(" per GPU"))
+    kept = plan(spec(**parts), SMALL, GPU80, found.status())
+    assert isinstance(kept, Plan)
+    assert kept.assumed, "as it was planned"
+    assert f"but there are {ASSUMED.format('')}; it would fit with " in no_fit(LLAMA_8B, Hardware(), **parts)
+    for known in (
+        choose(SMALL, GPU80, **parts),
+        choose(SMALL, Hardware(), workers={"nodes": 1, "gpusPerNode": 0}),
+    ):
+        assert not known.assumed
+    assert found.hash == choose(SMALL, Hardware(gpu_memory_bytes=40 * GIB), **parts).hash
+    assert "assumed" not in no_fit(LLAMA_8B, Hardware(gpu_memory_bytes=40 * GIB), **parts)
+
+
 @pytest.mark.parametrize(
     ("deepspeed", "word"),
     [

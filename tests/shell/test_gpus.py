@@ -94,12 +94,25 @@ async def test_required_affinity_counts_as_the_node_selector_does() -> None:
     assert (await Gpus(cluster, Settings())(job)).gpu_memory_bytes == 81559 * 2**20
 
 
-@pytest.mark.parametrize("resource", ["amd.com/gpu", "nvidia.com/mig-1g.10gb"])
-async def test_the_labels_speak_of_whole_nvidia_gpus_only(resource: str) -> None:
+@pytest.mark.parametrize(
+    ("resource", "expected"),
+    [
+        ("amd.com/gpu", None),
+        ("amd.com/mig-1g.10gb", None),
+        ("nvidia.com/gpu.shared", None),
+        ("nvidia.com/mig-1g.10gb", 10 * 10**9),
+        ("nvidia.com/mig-1c.3g.40gb", 40 * 10**9),
+        ("nvidia.com/mig-1g.12gb.me", 12 * 10**9),
+    ],
+)
+async def test_the_labels_speak_of_whole_nvidia_gpus_only_and_slices_say_their_memory(
+    resource: str, expected: int | None
+) -> None:
     cluster = FakeCluster()
     cluster.put(node("n", "81559"))
     hardware = await Gpus(cluster, Settings())(sftjob(gpuResourceName=resource))
-    assert hardware.gpu_memory_bytes is None
+    assert hardware.gpu_memory_bytes == expected
+    assert hardware.gpu_bf16 is (True if expected else None)
     assert cluster.calls == []
 
 

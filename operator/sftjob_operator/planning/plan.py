@@ -47,6 +47,8 @@ class Plan:
     tokens_per_step: int
     memory_bytes: int
     available_bytes: int | None
+    assumed: bool
+    """Whether `available_bytes` is assumed."""
     host_bytes: int | None
     decided: tuple[str, ...]
 
@@ -54,7 +56,7 @@ class Plan:
     def hash(self) -> str:
         """Digest of the choices (not of the estimate, nor of what is offloaded or shared where nothing is)."""
         choices = asdict(self)
-        for name in ("memory_bytes", "available_bytes", "host_bytes", "decided"):
+        for name in ("memory_bytes", "available_bytes", "assumed", "host_bytes", "decided"):
             del choices[name]
         for name in ("offload_optimizer", "offload_parameters"):
             if choices[name] == "None":
@@ -92,7 +94,9 @@ class Plan:
             tensor_parallel_size=self.tensor_ranks,
             world_size=self.world_size,
             tokens_per_step=self.tokens_per_step,
-            memory=PlanMemory(per_gpu=mebibytes(self.memory_bytes), available=available, host=host),
+            memory=PlanMemory(
+                per_gpu=mebibytes(self.memory_bytes), available=available, assumed=self.assumed, host=host
+            ),
             hash=self.hash,
             decided=list(self.decided),
         )
@@ -118,6 +122,8 @@ class NoFit:
     available_bytes: int
     host_bytes: int | None = None
     """Set where the smallest would fit the GPU, but not the pod."""
+    assumed: bool = False
+    """Whether `available_bytes` is assumed."""
     indivisible: str | None = None
     """Set where no memory would help: why the model's sequences or layers cannot be shared so."""
 
@@ -143,6 +149,7 @@ def plan(
     if (why := indivisible(model, wanted.sequence_ranks, wanted.tensor_ranks)) is not None:
         first = next(candidates(spec, wanted, model, "bf16", known=False, host_known=False))
         return NoFit(first, available or 0, indivisible=why)
+    assumed = is_assumed(spec, hardware)
     smallest: Candidate | None = None
     precision = wanted.precision or expected_precision(wanted, hardware)
     crowded: Candidate | None = None  # fits the GPU, but not the pod
@@ -157,14 +164,14 @@ def plan(
     ):
         if available is None or candidate.memory.total <= available:
             if host is None or candidate.memory.host <= host:
-                return _plan(spec, wanted, candidate, available)
+                return _plan(spec, wanted, candidate, available, assumed)
             if crowded is None or candidate.memory.host < crowded.memory.host:
                 crowded = candidate
         if smallest is None or candidate.memory.total < smallest.memory.total:
             smallest = candidate
     if smallest is None or available is None:
         raise AssertionError("there is always a candidate")
-    return NoFit(smallest, available) if crowded is None else NoFit(crowded, available, host)
+    return NoFit(smallest, available, assumed=assumed) if crowded is None else NoFit(crowded, available, host)
 
 
 def candidates(
@@ -229,6 +236,11 @@ def available_bytes(spec: Spec, hardware: Hardware) -> int | None:
         return hardware.gpu_memory_bytes or DEFAULT_GPU_MEMORY
     pod = _pod_bytes(spec, hardware)
     return None if pod is None else pod // (workers.processes_per_node or 1)
+
+
+def is_assumed(spec: Spec, hardware: Hardware) -> bool:
+    """Whether `available_bytes` is a GPU's memory that nothing tells of."""
+    return spec.workers.gpus_per_node > 0 and not hardware.gpu_memory_bytes
 
 
 def host_bytes(spec: Spec, hardware: Hardware) -> int | None:
@@ -298,7 +310,7 @@ def _micro_batches(wanted: Intent, max_length: int) -> list[int]:
     return sorted(sizes, reverse=True)
 
 
-def _plan(spec: Spec, wanted: Intent, chosen: Candidate, available: int | None) -> Plan:
+def _plan(spec: Spec, wanted: Intent, chosen: Candidate, available: int | None, assumed: bool) -> Plan:
     open_fields: dict[str, object] = {
         "zeroStage": wanted.zero_stage,
         "microBatchSize": wanted.micro_batch_size,
@@ -321,6 +333,7 @@ def _plan(spec: Spec, wanted: Intent, chosen: Candidate, available: int | None) 
         tokens_per_step=wanted.global_batch_size * spec.data.max_length,
         memory_bytes=chosen.memory.total,
         available_bytes=available,
+        assumed=assumed,
         host_bytes=chosen.memory.host or None,
         decided=tuple(name for name, value in open_fields.items() if value is None),
     )
@@ -341,6 +354,7 @@ def _kept(spec: Spec, wanted: Intent, keep: PlanStatus) -> Plan:
         tokens_per_step=wanted.global_batch_size * spec.data.max_length,
         memory_bytes=quantity_bytes(keep.memory.per_gpu),
         available_bytes=None if available is None else quantity_bytes(available),
+        assumed=keep.memory.assumed,
         host_bytes=None if host is None else quantity_bytes(host),
         decided=tuple(keep.decided),
     )
