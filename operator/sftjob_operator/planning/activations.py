@@ -136,7 +136,8 @@ def of_logits(model: ModelFacts, shape: Shape, size: int) -> int:
 def _whole_logits(model: ModelFacts) -> int:
     """How many tensors of all logits there are at once; 0 where a chunk is enough (sft_trainer.head).
 
-    Capped: divided, their tanh, and multiplied again; scaled: as they were and are (measured, docs/planning.md).
+    Capped: their tanh, the capped ones, and the gradient of these, which is written over plain ones only
+    (sft_trainer.loss); scaled: the scaled ones and their gradient. Measured: docs/planning.md.
     """
     is_capped = model.capped_logits
     if is_capped is None:
