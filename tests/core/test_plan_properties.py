@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from sft_trainer.config import ModelFacts
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.batch import SpecError
+from sftjob_operator.planning.candidates import expected_precision
 from sftjob_operator.planning.combinations import refuse_what_cannot_work_together
 from sftjob_operator.planning.hardware import Hardware
 from sftjob_operator.planning.intent import intent
-from sftjob_operator.planning.plan import NoFit, Plan, expected_precision, plan
+from sftjob_operator.planning.plan import NoFit, Plan, plan
 from sftjob_operator.policy.accept import read_sftjob
 from worlds import FACTS, GIB, sftjob
 

@@ -13,8 +13,9 @@ from sft_trainer.config import ModelFacts, TokenRange
 from sftjob_operator.api.v1alpha1 import Spec
 from sftjob_operator.planning.advice import fits_message, no_fit_message
 from sftjob_operator.planning.hardware import Hardware, gibibytes, mebibytes, quantity_bytes
-from sftjob_operator.planning.memory import Memory, Shape, estimate
+from sftjob_operator.planning.memory import Memory, estimate
 from sftjob_operator.planning.plan import NoFit, Plan, available_bytes, plan
+from sftjob_operator.planning.shape import Shape
 from sftjob_operator.policy.accept import read_sftjob
 from worlds import FACTS, GIB, sftjob
 
@@ -61,17 +62,38 @@ def bytes_per_parameter(memory: Memory) -> float:
 @pytest.mark.parametrize(
     ("stage", "precision", "expected"),
     [
-        (0, "bf16", 2 + 4 + 12),
-        (1, "bf16", 2 + 4 + 12 / 8),
+        (0, "bf16", 2 + (2 + 4) + 12),
+        (1, "bf16", 2 + (2 + 4) + 12 / 8),
+        (1, "fp16", 2 + (4 + 4 / 8) + 12 / 8),
         (2, "bf16", 2 + 4 / 8 + 12 / 8),
         (0, "fp32", 4 + 4 + 8),
         (1, "fp32", 4 + 4 + 12 / 8),
         (2, "fp32", 4 + 4 / 8 + 12 / 8),
     ],
 )
-def test_states_are_those_of_the_zero_paper_with_fp32_accumulation(stage, precision, expected):
+def test_states_are_those_of_the_zero_paper_with_fp32_accumulation_and_deepspeeds_copies(
+    stage, precision, expected
+):
     memory = estimate(LLAMA_8B, shape(zero_stage=stage, precision=precision))
     assert bytes_per_parameter(memory) == pytest.approx(expected, rel=1e-6)
+
+
+def test_stage_1_in_bf16_rounds_all_gradients_at_once_and_the_others_have_buckets():
+    bucket = 200_000_000
+    few, many = shape(zero_stage=1, max_length=64), shape(zero_stage=1, max_length=32_768)
+    passing = estimate(LLAMA_8B, few).activations + estimate(LLAMA_8B, few).logits
+    assert estimate(LLAMA_8B, few).buffers == 2 * LLAMA_8B.parameters - passing
+    assert estimate(LLAMA_8B, many).buffers == 0, "by then activations are gone"
+    assert estimate(LLAMA_8B, replace(few, precision="fp16")).buffers == 2 * 4 * bucket, "of the sums"
+    assert estimate(LLAMA_8B, replace(few, zero_stage=2)).buffers == 2 * 2 * bucket
+    adapters = 16 * LLAMA_8B.lora_parameters_per_rank
+    assert estimate(LLAMA_8B, replace(few, zero_stage=2, lora_rank=16)).buffers == 2 * 2 * adapters
+
+
+def test_an_offloaded_optimizer_at_stage_1_leaves_sums_and_a_partition_of_them_on_the_gpu():
+    memory = estimate(LLAMA_8B, shape(zero_stage=1, offload_optimizer="CPU"))
+    assert memory.gradients == 4 * LLAMA_8B.parameters + 4 * LLAMA_8B.parameters // 8
+    assert memory.buffers == 2 * 4 * 200_000_000 + 2 * 128_256 * 4096
 
 
 def test_qlora_keeps_linear_layers_in_half_a_byte_and_their_scales():
@@ -115,7 +137,7 @@ def test_adapters_need_gradients_and_optimizer_for_themselves_only():
     memory = estimate(LLAMA_8B, shape(lora_rank=16))
     adapters = LLAMA_8B.lora_parameters_per_rank * 16
     assert memory.weights == (LLAMA_8B.parameters + adapters) * 2
-    assert memory.gradients == adapters * 4
+    assert memory.gradients == adapters * (2 + 4)
     assert memory.optimizer == adapters * 12
 
 
@@ -140,7 +162,7 @@ def test_frozen_parameters_have_neither_gradients_nor_moments():
     memory = estimate(frozen, shape())
     assert (memory.weights, memory.gradients, memory.optimizer) == (
         LLAMA_8B.parameters * 2,
-        4 * 10**9,
+        6 * 10**9,
         12 * 10**9,
     )
 
@@ -148,7 +170,7 @@ def test_frozen_parameters_have_neither_gradients_nor_moments():
 def test_dora_trains_the_norms_of_rows_and_keeps_results_apart():
     plain, dora = (estimate(LLAMA_8B, shape(lora_rank=16, dora=dora)) for dora in (False, True))
     outputs = 5 * 4096 + 2 * 14336
-    assert dora.gradients - plain.gradients == 4 * 32 * outputs
+    assert dora.gradients - plain.gradients == (2 + 4) * 32 * outputs
     whole = 2 * (3 * 4096 * 14336 + 14336**2)
     assert dora.activations - plain.activations == 2048 * 32 * 2 * 2 * outputs + whole
 
@@ -225,9 +247,40 @@ def test_logits_are_those_of_a_chunk_beside_the_gradient_of_the_head():
     assert estimate(LLAMA_8B, shape(max_length=65_536, lora_rank=8)).logits == 2**30 + 3 * 2**26
 
 
-def test_logits_that_are_capped_exist_at_all_positions():
-    gemma = SMALL.model_copy(update={"architecture": "Gemma2ForCausalLM"})
-    assert estimate(gemma, shape(max_length=65_536)).logits == 65_536 * 49_152 * 2 + 3 * 2**26
+@pytest.mark.parametrize(
+    ("update", "times"),
+    [
+        ({"architecture": "Gemma2ForCausalLM"}, 3),
+        ({"architecture": "GraniteForCausalLM"}, 2),
+        ({"architecture": "Cohere2ForCausalLM", "capped_logits": False}, 2),
+        ({"architecture": "Gemma3ForCausalLM", "capped_logits": True}, 3),
+    ],
+    ids=str,
+)
+def test_logits_that_are_capped_or_scaled_exist_whole_more_than_once(update, times):
+    model = SMALL.model_copy(update=update)
+    whole, pieces, head = 65_536 * 49_152 * 2, 3 * 2**26, 49_152 * 576 * 2
+    assert estimate(model, shape(max_length=65_536)).logits == times * whole + pieces + head
+    assert estimate(model, shape(max_length=65_536, lora_rank=8)).logits == times * whole + pieces
+    plain = SMALL.model_copy(update={"architecture": "Gemma3ForCausalLM", "capped_logits": False})
+    assert estimate(plain, shape(max_length=65_536, lora_rank=8)).logits == 2**30 + pieces
+
+
+def test_heads_of_their_own_size_their_norms_and_experts_by_hand():
+    at = shape(max_length=100, precision="bf16", attention="FlashAttention")
+    none = estimate(SMALL, at).activations
+    wide = SMALL.model_copy(update={"head_size": 128, "key_value_heads": 3})
+    assert estimate(wide, at).activations - none == 100 * 30 * 2 * 4 * (9 * 128 - 576)
+    normed = wide.model_copy(update={"normalised_queries": True})
+    assert (
+        estimate(normed, at).activations - estimate(wide, at).activations
+        == 100 * 30 * (4 + 2) * (9 + 3) * 128
+    )
+    experts = SMALL.model_copy(update={"experts_per_token": 4, "experts_intermediate_size": 4 * 512})
+    more = 2 * (2 * 4 * 576 + 4 * (4 * 512 - 1536))
+    assert estimate(experts, at).activations - none == 100 * 30 * more
+    selective, of_one = replace(at, checkpointing="Selective"), 100 * more
+    assert estimate(experts, selective).activations - estimate(SMALL, selective).activations == of_one
 
 
 def choose(model: ModelFacts, hardware: Hardware, **parts) -> Plan:
@@ -236,17 +289,38 @@ def choose(model: ModelFacts, hardware: Hardware, **parts) -> Plan:
     return found
 
 
-def test_one_rank_needs_no_zero():
-    assert choose(SMALL, GPU80, workers={"nodes": 1, "gpusPerNode": 1}).zero_stage == 0
+@pytest.mark.parametrize(
+    ("training", "stage"),
+    [
+        ({}, 2),
+        ({"precision": "bf16"}, 2),
+        ({"precision": "fp32"}, 0),
+        ({"precision": "fp16"}, 1),
+        ({"optimizer": {"type": "Muon"}}, 0),
+    ],
+    ids=str,
+)
+def test_the_stage_of_one_rank_is_the_one_that_needs_least_and_sums_gradients_in_fp32(training, stage):
+    assert choose(SMALL, GPU80, workers={"nodes": 1, "gpusPerNode": 1}, training=training).zero_stage == stage
 
 
-def test_the_lowest_stage_that_fits_is_the_one_with_the_least_communication():
-    eight = {"nodes": 1, "gpusPerNode": 8}
-    stages = [
-        choose(LLAMA_8B, Hardware(gpu_memory_bytes=size * GIB), workers=eight).zero_stage
-        for size in (140, 90, 64)
-    ]
-    assert stages == [1, 2, 3]
+def test_one_rank_in_bf16_needs_less_at_stage_2_than_at_stages_0_and_1():
+    need = [estimate(LLAMA_8B, shape(world_size=1, zero_stage=stage)).total for stage in (0, 1, 2)]
+    assert need[2] < min(need[:2])
+
+
+@pytest.mark.parametrize(
+    ("precision", "sizes", "expected"),
+    [
+        ("fp16", (140, 80, 48), [1, 2, 3]),
+        ("fp32", (190, 130, 80), [1, 2, 3]),
+        ("bf16", (800, 80, 48), [2, 2, 3]),
+    ],
+)
+def test_the_lowest_stage_that_fits_is_taken_but_stage_1_in_bf16_never(precision, sizes, expected):
+    parts = {"workers": {"nodes": 1, "gpusPerNode": 8}, "training": {"precision": precision}}
+    stages = [choose(LLAMA_8B, Hardware(gpu_memory_bytes=size * GIB), **parts).zero_stage for size in sizes]
+    assert stages == expected
 
 
 def test_when_no_stage_suffices_activations_are_recomputed_and_then_the_micro_batch_shrinks():
@@ -258,7 +332,7 @@ def test_when_no_stage_suffices_activations_are_recomputed_and_then_the_micro_ba
         for size in (160, 64, 32, 28)
     ]
     assert [(each.micro_batch_size, each.activation_checkpointing, each.zero_stage) for each in found] == [
-        (4, "None", 1),
+        (4, "None", 2),
         (4, "Selective", 3),
         (4, "Full", 3),
         (2, "Full", 3),
@@ -278,7 +352,7 @@ def test_offloaded_states_lie_in_the_pods_memory():
     half = LLAMA_8B.parameters // 2
     assert (memory.gradients, memory.optimizer) == (0, 0)
     assert memory.weights == estimate(LLAMA_8B, on_gpu).weights
-    assert memory.host == pytest.approx((half * (12 + 4 + 2) + 4 * GIB) * 1.08, rel=1e-6)
+    assert memory.host == pytest.approx((half * (12 + 4 + 4) + 4 * GIB) * 1.08, rel=1e-6)
     both = estimate(LLAMA_8B, replace(on_gpu, offload_optimizer="CPU", offload_parameters="CPU"))
     assert both.host - memory.host == pytest.approx(half * 2 * 1.08, rel=1e-6)
     assert memory.weights - both.weights == half * 2
@@ -298,7 +372,7 @@ def test_the_optimizer_and_then_the_weights_are_offloaded_when_nothing_else_fits
     hardware = Hardware(gpu_memory_bytes=gpu * GIB)
     found = choose(LLAMA_8B, hardware, workers=with_memory("512Gi"))
     assert (found.offload_optimizer, found.offload_parameters) == offloads
-    assert found.zero_stage == (3 if "CPU" in offloads else 0)
+    assert found.zero_stage == (3 if "CPU" in offloads else 2)
     assert ("offloadOptimizer" in found.decided) == (offloads[0] == "CPU")
     words = fits_message(spec(workers=with_memory("512Gi")), found.status())
     assert ("of the pod's memory" in words) == ("CPU" in offloads)
@@ -398,10 +472,17 @@ def test_ranks_that_share_layers_have_a_part_of_what_is_cut_and_all_of_the_rest(
     assert estimate(tied, shape(tensor_ranks=8)).weights < estimate(LLAMA_8B, shape(tensor_ranks=8)).weights
 
 
-def test_layers_are_shared_at_stage_1_or_2():
-    parts = {**LONG, "data": {"maxLength": 4096}, "deepspeed": {"tensorParallelSize": 8}}
+@pytest.mark.parametrize(("precision", "stage"), [("bf16", 2), ("fp32", 1)])
+def test_layers_are_shared_at_stage_1_or_2(precision, stage):
+    training = {**LONG["training"], "precision": precision}
+    parts = {
+        **LONG,
+        "data": {"maxLength": 4096},
+        "deepspeed": {"tensorParallelSize": 8},
+        "training": training,
+    }
     found = choose(GQA_8B, GPU80, **parts)
-    assert (found.tensor_ranks, found.zero_stage, found.status().tensor_parallel_size) == (8, 1, 8)
+    assert (found.tensor_ranks, found.zero_stage, found.status().tensor_parallel_size) == (8, stage, 8)
     assert "per 8 GPUs that share layers" in fits_message(spec(**parts), found.status())
 
 
@@ -531,7 +612,7 @@ def test_what_does_not_fit_is_said_with_every_way_out():
     assert words.endswith(
         "it would fit with spec.training.method: QLoRA or "
         "spec.deepspeed.offloadOptimizer: CPU and spec.deepspeed.zeroStage left to the planner and "
-        "spec.workers.resources.limits.memory: 166572Mi"
+        "spec.workers.resources.limits.memory: 183114Mi"
     )
 
 
@@ -556,6 +637,27 @@ def test_the_sentence_about_a_plan_that_fits():
     words = fits_message(spec(**parts), found.status())
     assert words.startswith(f"ZeRO-{found.zero_stage}, micro-batch ")
     assert words.endswith(" of 80.0 GiB per GPU")
+
+
+ASSUMED = "40.0 GiB{} (assumed: no node says how much a GPU has; set the chart's operator.gpuMemory)"
+
+
+def test_memory_that_is_assumed_is_called_so():
+    parts = {"workers": {"nodes": 1, "gpusPerNode": 1}}
+    found = choose(SMALL, Hardware(), **parts)
+    assert found.status().memory.assumed
+    assert fits_message(spec(**parts), found.status()).endswith(ASSUMED.format(" per GPU"))
+    kept = plan(spec(**parts), SMALL, GPU80, found.status())
+    assert isinstance(kept, Plan)
+    assert kept.assumed, "as it was planned"
+    assert f"but there are {ASSUMED.format('')}; it would fit with " in no_fit(LLAMA_8B, Hardware(), **parts)
+    for known in (
+        choose(SMALL, GPU80, **parts),
+        choose(SMALL, Hardware(), workers={"nodes": 1, "gpusPerNode": 0}),
+    ):
+        assert not known.assumed
+    assert found.hash == choose(SMALL, Hardware(gpu_memory_bytes=40 * GIB), **parts).hash
+    assert "assumed" not in no_fit(LLAMA_8B, Hardware(gpu_memory_bytes=40 * GIB), **parts)
 
 
 @pytest.mark.parametrize(

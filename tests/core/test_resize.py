@@ -158,12 +158,22 @@ def test_a_queue_that_holds_the_job_is_not_overruled():
 
 
 @pytest.mark.parametrize(
-    ("nodes", "stages", "memory"),
-    [([1, 2], [0, 0], 80), ([8, 1], [1, 1], 80), ([8, 2], [2, 3], 4.35), ([2, 8], [3, 2], 4.35)],
+    ("nodes", "precision", "stages", "memory"),
+    [
+        ([1, 2], "fp32", [0, 0], 80),
+        ([8, 1], "fp32", [1, 1], 80),
+        ([1, 2], "bf16", [2, 2], 80),
+        ([8, 1], "bf16", [2, 2], 80),
+        ([8, 2], "bf16", [2, 3], 4.35),
+        ([2, 8], "bf16", [3, 2], 4.35),
+    ],
 )
-def test_a_checkpoint_without_partitions_keeps_its_stage_and_others_take_what_fits(nodes, stages, memory):
+def test_a_checkpoint_without_partitions_keeps_its_stage_and_others_take_what_fits(
+    nodes, precision, stages, memory
+):
     hardware = Hardware(gpu_memory_bytes=int(memory * 2**30))
-    scene = training(hardware, workers={"nodes": nodes[0], "gpusPerNode": 1})
+    workers = {"nodes": nodes[0], "gpusPerNode": 1}
+    scene = training(hardware, workers=workers, training={"precision": precision})
     found = [scene.status["plan"]["zeroStage"]]
     scale(scene, nodes[1])
     scene.step(5)
@@ -193,7 +203,8 @@ def test_a_start_that_failed_before_its_first_step_leaves_the_stage_open():
 
 
 def test_the_stage_of_the_checkpoint_outlives_a_size_in_which_nothing_fits():
-    scene = training(Hardware(gpu_memory_bytes=80 * 2**30), workers={"nodes": 1, "gpusPerNode": 1})
+    workers, whole = {"nodes": 1, "gpusPerNode": 1}, {"precision": "fp32"}
+    scene = training(Hardware(gpu_memory_bytes=80 * 2**30), workers=workers, training=whole)
     scene.progress = None
     scene.end(1, exited(70), [scene.ended_pod(1, 70)])
     scene.hardware = Hardware(gpu_memory_bytes=2**28)

@@ -9,7 +9,7 @@ import pytest
 
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.cluster.base import ClusterError, Manifest, Rejected
-from sftjob_operator.gpus import MAJOR_LABEL, MEMORY_LABEL, Gpus
+from sftjob_operator.gpus import COUNT_LABEL, MAJOR_LABEL, MEMORY_LABEL, REPLICAS_LABEL, Gpus
 from sftjob_operator.settings import Settings
 from shell.fake_cluster import FakeCluster
 
@@ -54,6 +54,29 @@ async def test_only_nodes_the_job_may_run_on_count() -> None:
     assert (await Gpus(cluster, Settings())(job)).gpu_memory_bytes == 81559 * 2**20
 
 
+@pytest.mark.parametrize(
+    ("labels", "counts"),
+    [
+        ({COUNT_LABEL: "1"}, False),
+        ({COUNT_LABEL: "1", REPLICAS_LABEL: "4"}, False),
+        ({COUNT_LABEL: "2", REPLICAS_LABEL: "4"}, True),
+        ({COUNT_LABEL: "8", REPLICAS_LABEL: "1"}, True),
+        ({COUNT_LABEL: "many"}, True),
+        ({}, True),
+    ],
+    ids=str,
+)
+async def test_a_node_with_fewer_gpus_than_a_pod_asks_for_does_not_count(
+    labels: dict[str, str], counts: bool
+) -> None:
+    cluster = FakeCluster()
+    cluster.put(node("dev", "15360", **labels, **{MAJOR_LABEL: "7"}))
+    cluster.put(node("large", "81559", **{COUNT_LABEL: "8", MAJOR_LABEL: "9"}))
+    hardware = await Gpus(cluster, Settings())(sftjob(gpusPerNode=8))
+    assert hardware.gpu_memory_bytes == (15360 if counts else 81559) * 2**20
+    assert hardware.gpu_bf16 is not counts
+
+
 async def test_a_cordoned_node_does_not_count() -> None:
     cluster = FakeCluster()
     cluster.put(node("small", "24564") | {"spec": {"unschedulable": True}})
@@ -71,12 +94,25 @@ async def test_required_affinity_counts_as_the_node_selector_does() -> None:
     assert (await Gpus(cluster, Settings())(job)).gpu_memory_bytes == 81559 * 2**20
 
 
-@pytest.mark.parametrize("resource", ["amd.com/gpu", "nvidia.com/mig-1g.10gb"])
-async def test_the_labels_speak_of_whole_nvidia_gpus_only(resource: str) -> None:
+@pytest.mark.parametrize(
+    ("resource", "expected"),
+    [
+        ("amd.com/gpu", None),
+        ("amd.com/mig-1g.10gb", None),
+        ("nvidia.com/gpu.shared", None),
+        ("nvidia.com/mig-1g.10gb", 10 * 10**9),
+        ("nvidia.com/mig-1c.3g.40gb", 40 * 10**9),
+        ("nvidia.com/mig-1g.12gb.me", 12 * 10**9),
+    ],
+)
+async def test_the_labels_speak_of_whole_nvidia_gpus_only_and_slices_say_their_memory(
+    resource: str, expected: int | None
+) -> None:
     cluster = FakeCluster()
     cluster.put(node("n", "81559"))
     hardware = await Gpus(cluster, Settings())(sftjob(gpuResourceName=resource))
-    assert hardware.gpu_memory_bytes is None
+    assert hardware.gpu_memory_bytes == expected
+    assert hardware.gpu_bf16 is (True if expected else None)
     assert cluster.calls == []
 
 

@@ -11,7 +11,8 @@ import transformers
 import tiny
 from sft_trainer import facts, lora
 from sft_trainer.config import LoRA
-from sftjob_operator.planning.memory import Shape, estimate
+from sftjob_operator.planning.memory import estimate
+from sftjob_operator.planning.shape import Shape
 
 TOKENS = 64
 PLAIN = LoRA(rank=2, alpha=4, dropout=0.0, target_modules=["AllLinear"])

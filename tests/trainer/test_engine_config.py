@@ -10,7 +10,7 @@ import torch
 
 import gang
 from sft_trainer.config import TrainConfig
-from sft_trainer.engine import deepspeed_config, merged, optimizer
+from sft_trainer.engine import deepspeed_config, merged, optimizer, with_fitting_bucket
 from sft_trainer.errors import UserError
 from sftjob_operator.planning import rawkeys
 
@@ -35,6 +35,19 @@ def test_raw_configuration_fills_what_we_default(tmp_path: Path) -> None:
     assert made["zero_optimization"]["overlap_comm"] is False
     assert made["zero_optimization"]["stage"] == 2
     assert made["wall_clock_breakdown"] is True
+
+
+@pytest.mark.parametrize(("asked", "size"), [("auto", 6), (4, 4), (5e8, 6)])
+def test_a_gradient_bucket_has_no_more_elements_than_are_trained(
+    asked: Any, size: int, tmp_path: Path
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(2, 50))
+    model[1].requires_grad_(False)
+    made = settings(tmp_path, deepspeed__config={"zero_optimization": {"reduce_bucket_size": asked}})
+    fitted = with_fitting_bucket(made, model)
+    assert fitted["zero_optimization"] == {**made["zero_optimization"], "reduce_bucket_size": size}
+    whole = settings(tmp_path, deepspeed__zeroStage=0)
+    assert with_fitting_bucket(whole, model) == whole
 
 
 @pytest.mark.parametrize("section", ["optimizer", "scheduler"])

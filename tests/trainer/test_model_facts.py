@@ -106,6 +106,46 @@ def test_names_of_other_architectures_and_nested_configurations_are_read(tmp_pat
     assert facts(model).layers == 2
 
 
+def test_heads_experts_and_caps_are_read(tmp_path: Path) -> None:
+    model = tiny.model(tmp_path / "m")
+    plain = facts(model)
+    assert (plain.normalised_queries, plain.experts_per_token, plain.experts_intermediate_size) == (
+        False,
+        0,
+        0,
+    )
+    assert plain.capped_logits is None
+    change(model, head_dim=24, num_experts_per_tok=2, moe_intermediate_size=16, final_logit_softcapping=30.0)
+    assert facts(model).experts_per_token == 0, "without weights of experts there are none"
+    shard(
+        model,
+        ["a.safetensors", "b.safetensors"],
+        model__layers__0__self_attn__q_norm__weight=(24, 1),
+        model__layers__0__mlp__experts__0__up_proj__weight=(16, HIDDEN),
+        model__layers__0__mlp__shared_expert__up_proj__weight=(40, HIDDEN),
+    )
+    found = facts(model)
+    assert (found.head_size, found.normalised_queries, found.capped_logits) == (24, True, True)
+    assert (found.experts_per_token, found.experts_intermediate_size) == (2, 2 * 16 + 40)
+    change(model, qk_nope_head_dim=16, qk_rope_head_dim=8)
+    assert facts(model).head_size == 24
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "final_logit_softcapping": None}))
+    assert facts(model).capped_logits is False
+
+
+def test_facts_of_an_older_preparation_are_read(tmp_path: Path) -> None:
+    new = {
+        "head_size",
+        "normalised_queries",
+        "experts_per_token",
+        "experts_intermediate_size",
+        "capped_logits",
+    }
+    document = facts(tiny.model(tmp_path / "m")).model_dump(by_alias=True, exclude=new)
+    assert ModelFacts.model_validate(document).head_size is None
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

@@ -92,7 +92,7 @@ def test_what_is_kept_for_the_backward_pass_is_a_part_and_no_more_than_planned()
     length = 512
     whole, shared = gang.call(split_cells.kept_bytes, 2, length=length)
     assert shared < 0.58 * whole, "the attention output is kept twice, all else is a half"
-    layer = 4 * (9 * 256 + 4 * 512) + 8 * 256  # bytes of a token in fp32, as in planning/memory.py
+    layer = 4 * (9 * 256 + 4 * 512) + 8 * 256  # bytes of a token in fp32, as in planning/activations.py
     planned = length // 2 * (2 * layer + 4 * 2 * 256)  # and those of the last norm
     assert 0.8 * planned < shared < 1.02 * planned
 

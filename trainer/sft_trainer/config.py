@@ -242,6 +242,11 @@ class ModelFacts(Report):
     layers: int
     heads: int
     key_value_heads: int | None = None  # None: not said, then as many as `heads`
+    head_size: int | None = None  # of a query; None: not said, then hidden_size / heads
+    normalised_queries: bool = False  # and keys: each head has a norm of them
+    experts_per_token: int = 0  # that a token is sent to; 0: the model has none
+    experts_intermediate_size: int = 0  # of those, and of the experts that all tokens share, together
+    capped_logits: bool | None = None  # whether they go through tanh; None: as the architecture's usually do
     vocabulary_size: int
     max_positions: int | None = None
     tied_embeddings: bool

@@ -118,6 +118,7 @@ def prepare(accelerator: str) -> None:
 
 def initialize(model: nn.Module, config: TrainConfig, settings: dict[str, Any]) -> Engine:
     """The engine around `model`, with the optimizer that `config` asks for; after `prepare`."""
+    settings = with_fitting_bucket(settings, model)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, config), config=settings)
     _undo_first_step(engine)
     if config.deepspeed.tensor_parallel_size > 1:
@@ -126,6 +127,15 @@ def initialize(model: nn.Module, config: TrainConfig, settings: dict[str, Any]) 
         engine.optimizer.loss_scaler = LossScaler.like(engine.optimizer.loss_scaler)
     engine.train()  # from_pretrained leaves a model in evaluation mode, without dropout or recomputation
     return engine
+
+
+def with_fitting_bucket(settings: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """`settings` with a gradient bucket of no more elements than are trained: DeepSpeed allocates all of it, twice."""
+    size = settings["zero_optimization"].get("reduce_bucket_size")
+    if not isinstance(size, int | float):  # stage 0 has none
+        return dict(settings)
+    trained = sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters() if p.requires_grad)
+    return merged(settings, {"zero_optimization": {"reduce_bucket_size": min(int(size), trained)}})
 
 
 def _undo_first_step(engine: Engine) -> None:

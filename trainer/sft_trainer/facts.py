@@ -29,11 +29,17 @@ _NAMES = {  # ours: what architectures call it
         "max_seq_len",
         "max_sequence_length",
     ),
+    "head_size": ("head_dim",),
+    "experts_per_token": ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_k"),
+    "expert_size": ("moe_intermediate_size", "intermediate_size"),
 }
 _NEEDED = ("hidden_size", "layers", "heads", "vocabulary_size")
 _LARGEST = 10**9
 _WITHOUT_ATTENTION = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"}
 _GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_CAP = "final_logit_softcapping"
+_QUERY_NORM = re.compile(r"\.(q_norm|q_layernorm|query_norm|query_layernorm)\.")
+_SHARED_EXPERT = re.compile(r"\.shared_experts?\.up_proj\.weight$")
 _POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings)\.weight$")
 
 
@@ -53,6 +59,9 @@ def model_facts(directory: Path, resolved: str, relative: str) -> ModelFacts:
     hidden = numbers["hidden_size"] or 0
     tied = bool(document.get("tie_word_embeddings", text.get("tie_word_embeddings", True)))
     tied = tied or not any(map(weights.HEAD.search, shapes))  # without a head of its own it can only be tied
+    experts = sum(prod(shape) for name, shape in shapes.items() if ".experts." in name)
+    per_token = (numbers["experts_per_token"] or 0) if experts else 0
+    shared = max((shape[0] for name, shape in shapes.items() if _SHARED_EXPERT.search(name)), default=0)
     return ModelFacts(
         directory=relative,
         resolved=resolved,
@@ -60,12 +69,17 @@ def model_facts(directory: Path, resolved: str, relative: str) -> ModelFacts:
         parameters=parameters(shapes, tied),
         embedding_parameters=embedding_parameters(shapes, tied),
         lora_parameters_per_rank=lora_parameters_per_rank(shapes),
-        expert_parameters=sum(prod(shape) for name, shape in shapes.items() if ".experts." in name),
+        expert_parameters=experts,
         hidden_size=hidden,
         intermediate_size=numbers["intermediate_size"] or 4 * hidden,
         layers=numbers["layers"] or 0,
         heads=numbers["heads"] or 0,
         key_value_heads=numbers["key_value_heads"],
+        head_size=_latent_head_size(text) or numbers["head_size"],
+        normalised_queries=any(map(_QUERY_NORM.search, shapes)),
+        experts_per_token=per_token,
+        experts_intermediate_size=per_token * (numbers["expert_size"] or 0) + shared,
+        capped_logits=text[_CAP] is not None if _CAP in text else None,
         vocabulary_size=numbers["vocabulary_size"] or 0,
         max_positions=numbers["max_positions"],
         tied_embeddings=tied,
@@ -164,6 +178,12 @@ def _numbers(text: Any, shapes: Shapes) -> dict[str, int | None]:
             name = next(name for name in _NAMES[ours] if text.get(name) is not None)
             raise ValueError(f"{name} is {number}, and the weights beside it are those of a smaller model")
     return numbers
+
+
+def _latent_head_size(text: Mapping[str, Any]) -> int:
+    """Of multi-head latent attention: the two parts of a query, with and without positions; 0 where there is none."""
+    parts = (_number(text, (name,), needed=False) for name in ("qk_nope_head_dim", "qk_rope_head_dim"))
+    return sum(part or 0 for part in parts)
 
 
 def _number(text: Mapping[str, Any], names: tuple[str, ...], needed: bool) -> int | None:

@@ -64,6 +64,7 @@ class PlanMemory(StatusModel):
 
     per_gpu: str = Field(alias="perGPU", description="Estimated need of one GPU (or one CPU process).")
     available: str | None = Field(None, description="What it has, where known.")
+    assumed: bool = Field(False, description="Whether that is assumed: neither a setting nor a node says it.")
     host: str | None = Field(
         None, description="Estimated need of the pod's own memory per GPU, where something is offloaded."
     )

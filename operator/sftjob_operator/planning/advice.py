@@ -17,6 +17,8 @@ _MOST_NODES = 64
 _PLURAL = {"GPU": "GPUs", "process": "processes"}
 _RECOMPUTE = {"Full": "", "Selective": "selective "}
 
+_ASSUMED = " (assumed: no node says how much a GPU has; set the chart's operator.gpuMemory)"
+
 Changes = dict[str, dict[str, Any]]
 
 
@@ -39,7 +41,8 @@ def fits_message(spec: Spec, chosen: PlanStatus) -> str:
     if chosen.memory.available is None:
         parts.append(f"about {gibibytes(need)} per {unit} (what there is, is unknown)")
     else:
-        parts.append(f"{need / 2**30:.1f} of {gibibytes(quantity_bytes(chosen.memory.available))} per {unit}")
+        has = gibibytes(quantity_bytes(chosen.memory.available))
+        parts.append(f"{need / 2**30:.1f} of {has} per {unit}{_ASSUMED if chosen.memory.assumed else ''}")
     return ", ".join(parts)
 
 
@@ -64,7 +67,8 @@ def no_fit_message(spec: Spec, model: ModelFacts, hardware: Hardware, result: No
         )
     return (
         f"training needs about {gibibytes(least.memory.total)} per {unit} at least "
-        f"({', '.join(how)}), but there are {gibibytes(result.available_bytes)}; "
+        f"({', '.join(how)}), but there are {gibibytes(result.available_bytes)}"
+        f"{_ASSUMED if result.assumed else ''}; "
         f"{advice}"
     )
 

@@ -117,7 +117,7 @@ ROWS = (
     ),
     Row(
         "deepspeed.offloadOptimizer CPU and deepspeed.zeroStage 2 (but in fp32)",
-        "there DeepSpeed accumulates gradients on the CPU in the model's type, with its rounding errors",
+        "DeepSpeed 0.19 keeps fp32 sums of gradients on the GPU there, which is not tested; stage 3 has them on the CPU",
         "set deepspeed.zeroStage to 1 or 3, or remove it; or training.precision to fp32",
         lambda spec, wanted: (
             wanted.offload_optimizer == "CPU" and wanted.zero_stage == 2 and wanted.precision != "fp32"

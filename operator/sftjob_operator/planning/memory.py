@@ -1,87 +1,24 @@
 """Bytes that one rank needs, from the model's facts: an upper estimate, explained in docs/planning.md.
 
-States: ZeRO (https://arxiv.org/abs/1910.02054, sections 3.1 and 5). Activations: the counting of Korthikanti
-et al. (https://arxiv.org/abs/2205.05198, section 4.1) redone for gated MLPs, RMSNorm in fp32 and attention
-that stores no scores, or does. The trainer's own: sft_trainer.engine (buckets), sft_trainer.head (a chunk of logits).
+States: ZeRO (https://arxiv.org/abs/1910.02054, sections 3.1 and 5), and what DeepSpeed 0.19.8 has beside them. The
+buckets are the trainer's own (sft_trainer.engine).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from sft_trainer.config import Attention, MasterWeights, ModelFacts, Offload, Precision, Recompute
+from sft_trainer.config import ModelFacts
+from sftjob_operator.planning import activations
+from sftjob_operator.planning.shape import Shape
 
 GIB = 2**30
 _BUCKET_ELEMENTS = {"gpu": 200_000_000, "cpu": 10_000_000}  # what sft_trainer.engine asks DeepSpeed for
 _OVERHEAD = {"gpu": int(1.75 * GIB), "cpu": 1 * GIB}  # CUDA context and NCCL; interpreter and libraries
 _HOST = 4 * GIB  # of a rank that computes on a GPU: interpreter, libraries, CUDA's own, data
-_LOGITS_CHUNK = {"gpu": 1024 * 2**20, "cpu": 256 * 2**20}  # what sft_trainer.head computes at once
-_LOSS_PIECE = {
-    "gpu": 3 * 64 * 2**20,
-    "cpu": 3 * 4 * 2**20,
-}  # fp32 copies of a piece of it, sft_trainer.softmax
-# Architectures that scale or cap their logits: these exist at all positions.
-_WHOLE_LOGITS = (
-    "Gemma2",
-    "Gemma3",
-    "Gemma4",
-    "Cohere",
-    "Granite",
-    "FalconH1",
-    "MiniCPM",
-    "NanoChat",
-    "HyperCLOVAX",
-)
-# Architectures that compute nothing between documents and have no windows (tests/trainer/test_models.py); with all
-# others a mask over the pack may be there.
-_NO_MASK = (
-    "LlamaForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "GemmaForCausalLM",
-    "PhiForCausalLM",
-    "GPTNeoXForCausalLM",
-    "GPT2LMHeadModel",
-    "OPTForCausalLM",
-)
-_EAGER = ("Gemma2", "Bloom")  # transformers has nothing but eager attention for them
 # Bytes of a weight in four bits: a scale for 64 of them in eight bits, for 256 of those one in fp32 (QLoRA, section 3).
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 _SLACK = {"gpu": 0.08, "cpu": 0.20}  # of everything: fragmentation of the allocator
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the need depends on, beside the model."""
-
-    world_size: int
-    zero_stage: int
-    micro_batch_size: int
-    max_length: int
-    checkpointing: Recompute
-    precision: Precision
-    accelerator: Literal["gpu", "cpu"]
-    lora_rank: int | None
-    """None = all weights are trained."""
-    dora: bool = False
-    lora_dropout: bool = False
-    offload_optimizer: Offload = "None"
-    offload_parameters: Offload = "None"
-    master_weights: MasterWeights = "FP32"
-    muon: bool = False
-    secondary_size: int = 1
-    attention: Attention | None = None
-    """None = the pods choose."""
-    quantised: bool = False
-    """The frozen linear layers in four bits (QLoRA)."""
-    sequence_ranks: int = 1
-    tensor_ranks: int = 1
-
-    @property
-    def tokens(self) -> int:
-        """Positions of a forward pass of one rank."""
-        return self.micro_batch_size * -(-self.max_length // self.sequence_ranks)
 
 
 @dataclass(frozen=True)
@@ -131,36 +68,72 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
     if shape.muon:  # one moment of hidden matrices, and bf16 and fp32 copies of one of them in its step
         optimizer -= 4 * max(0, trained - model.embedding_parameters)
         optimizer += 12 * model.hidden_size * model.intermediate_size
-    gradients = trained * 4 // (share if stage >= 2 else 1)
+    gradients = _gradients(shape, trained, size, share)
     host = 0
     if shape.offload_optimizer == "CPU" and shape.accelerator == "gpu":  # on a CPU it is the same memory
-        # Beside the optimizer's: fp32 gradients, and the updated weights on their way back to the GPU.
-        host = optimizer + trained * (4 + size) // share
+        # Beside the optimizer's: fp32 gradients; stage 3 has them once more for the optimizer (stage3.py,
+        # grad_partitions_flat_buffer and .grad), the others the updated weights on their way back to the GPU.
+        host = optimizer + trained * (4 + (4 if stage == 3 else size)) // share
         gradients, optimizer = (0 if stage >= 2 else gradients), 0
     if shape.offload_parameters == "CPU" and shape.accelerator == "gpu":
         host += parameters * size // share
         weights = _gathered(model) * size
-    bucket = min(trained, _BUCKET_ELEMENTS[shape.accelerator]) * size * 2 if stage >= 1 else 0
+    kept = activations.of_layers(model, shape, size) + activations.of_adapters(model, shape, size)
+    logits = activations.of_logits(model, shape, size)
+    bucket = _buckets(shape, trained, size, kept + logits)
     if host:
         bucket += largest * size  # the largest gradient, on its way to the CPU
         # whole on the CPU, before any state is there; QLoRA packs on the GPU what it reads
         loaded = parameters * size if stage < 3 and not shape.quantised else 0
         host = int((max(host, loaded) + _HOST) * (1 + _SLACK["gpu"]))
-    logits = _logits(model, shape, size)
-    activations = _activations(model, shape, size) + _of_adapters(model, shape, size)
     overhead = _OVERHEAD[shape.accelerator]
-    needed = weights + gradients + optimizer + bucket + activations + logits + overhead
+    needed = weights + gradients + optimizer + bucket + kept + logits + overhead
     return Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         buffers=bucket,
-        activations=activations,
+        activations=kept,
         logits=logits,
         overhead=overhead,
         slack=int(needed * _SLACK[shape.accelerator]),
         host=host,
     )
+
+
+def _is_bf16_optimizer(shape: Shape) -> bool:
+    """Whether DeepSpeed takes its BF16_Optimizer (engine.py, _do_optimizer_sanity_check), which has no buckets."""
+    return shape.zero_stage == 1 and shape.precision == "bf16" and shape.offload_optimizer != "CPU"
+
+
+def _gradients(shape: Shape, trained: int, size: int, share: int) -> int:
+    """Bytes at their peak: sums in fp32, and what DeepSpeed 0.19.8 has beside them.
+
+    Stage 0 in bf16 sums in bf16, and copies the sums to fp32 in its step (unfused_optimizer.py). Stage 1 in bf16 keeps
+    each pass's gradients, zeroed, beside the sums (bf16_optimizer.py, clear_lp_grads). Stage 1 in fp16, or offloaded,
+    has this rank's partition of the sums beside all of them (stage_1_and_2.py, _build_compact_grad_partition_buffer).
+    """
+    if shape.zero_stage >= 2:
+        return trained * 4 // share
+    if size == 4:
+        return trained * 4
+    if shape.zero_stage == 0 or _is_bf16_optimizer(shape):
+        return trained * (4 + size)
+    return trained * 4 + trained * 4 // share
+
+
+def _buckets(shape: Shape, trained: int, size: int, passing: int) -> int:
+    """Bytes for what is exchanged between ranks, beside the `passing` ones of a forward and backward pass.
+
+    Two buckets: of sums in stage 1, of the pass's gradients above. The BF16_Optimizer has none: when activations are
+    gone it rounds all sums for their exchange (engine.py, allreduce_bucket).
+    """
+    if shape.zero_stage == 0:
+        return 0
+    if _is_bf16_optimizer(shape):
+        return max(0, trained * size - passing)
+    each = 4 if shape.zero_stage == 1 else size
+    return 2 * min(trained, _BUCKET_ELEMENTS[shape.accelerator]) * each
 
 
 def _of_one(model: ModelFacts, shape: Shape, elements: int) -> int:
@@ -176,98 +149,14 @@ def _trained(model: ModelFacts, shape: Shape) -> int:
     """Elements of the parameters that are updated."""
     if shape.lora_rank is None:
         return model.parameters if model.trained_parameters is None else model.trained_parameters
-    magnitudes = model.layers * _outputs(model) if shape.dora else 0
+    magnitudes = model.layers * activations.linear_outputs(model) if shape.dora else 0
     rows = 0
     if model.added_tokens is not None:
         rows = model.added_tokens.count * model.hidden_size * (1 if model.tied_embeddings else 2)
     return model.lora_parameters_per_rank * shape.lora_rank + magnitudes + rows
 
 
-def _outputs(model: ModelFacts) -> int:
-    """Of a layer's linear layers together: q, k, v, the two projections back; gate and up."""
-    return 5 * model.hidden_size + 2 * model.intermediate_size
-
-
-def _of_adapters(model: ModelFacts, shape: Shape, size: int) -> int:
-    """What adapters on all linear layers keep for the backward pass, beside what the layers keep themselves.
-
-    Dropout: its result and its mask, of every input (6 hidden, 1 intermediate). DoRA: the results of the layer and of
-    the adapter apart; and for a moment the product of the adapter's two matrices, the sum with the weights, and a unit
-    matrix, of the largest layer. `Selective` keeps the adapter's results, as those of all matrix products.
-    """
-    if shape.lora_rank is None:
-        return 0
-    hidden, middle = model.hidden_size, model.intermediate_size
-    outputs, inputs = _outputs(model), 6 * hidden + middle
-    mask = 1 if shape.accelerator == "gpu" else size
-    each = (2 * outputs * size if shape.dora else 0) + (inputs * (size + mask) if shape.lora_dropout else 0)
-    layers = model.layers if shape.checkpointing == "None" else 1
-    kept = model.layers * outputs * size if shape.checkpointing == "Selective" else 0
-    dense = size * (3 * hidden * middle + middle * middle) if shape.dora else 0
-    return shape.tokens * (layers * each + kept) + dense
-
-
 def _gathered(model: ModelFacts) -> int:
     """Elements that ZeRO-3 holds whole at a time: two layers (one is prefetched), or the embeddings."""
     layer = (model.parameters - model.embedding_parameters) // max(model.layers, 1)
     return max(2 * layer, model.embedding_parameters)
-
-
-def _logits(model: ModelFacts, shape: Shape, size: int) -> int:
-    """A chunk of them, and the gradient of a trained head, which is summed in fp32 if there are more chunks."""
-    vocabulary = -(-model.vocabulary_size // shape.tensor_ranks)
-    whole = shape.tokens * vocabulary * size
-    piece = _LOSS_PIECE[shape.accelerator]
-    if model.architecture.startswith(_WHOLE_LOGITS):
-        return whole + piece
-    chunk = min(whole, _LOGITS_CHUNK[shape.accelerator])
-    head = vocabulary * model.hidden_size
-    gradient = head * (size if chunk == whole else size + 4)
-    if shape.lora_rank is not None:
-        # of trained rows the whole head's gradient, and peft's copy of it with them in it
-        gradient = 0 if model.added_tokens is None else gradient + head * size
-    return chunk + piece + gradient
-
-
-def _activations(model: ModelFacts, shape: Shape, size: int) -> int:
-    """Stored for the backward pass. Per token and layer, in elements of the model's type:
-
-    2 norm outputs, q, k, v, attention output, its projection and the residual (8 hidden), gate, up,
-    activation and their product (4 intermediate); besides two norm inputs in fp32 (2 hidden x 4 bytes).
-    Where ranks share sequences, attention's output is kept twice, for its heads and for its positions, and while a
-    layer exchanges there are its q, k and v (3 hidden) as sent and as received. Where they share layers, each has its part
-    of q, k, v and attention's output (4 hidden), and of the intermediate ones.
-    With checkpointing one layer at a time is there in full, and of every layer its input (Full), or its input, q,
-    k, v, attention output, the two projections back (7 hidden), gate and up (2 intermediate) (Selective).
-    """
-    tokens = shape.tokens
-    hidden, middle = model.hidden_size, model.intermediate_size
-    stored, passing = _pairs_of_tokens(model, shape, size)
-    kept_twice = hidden if shape.sequence_ranks > 1 else 0
-    passing += 6 * tokens * size * kept_twice
-    parts = shape.tensor_ranks
-    own = (4 * hidden + 4 * middle) // parts
-    layer = tokens * (size * (4 * hidden + own + kept_twice) + 8 * hidden) + stored
-    selected = 3 * hidden + (4 * hidden + 2 * middle) // parts
-    kept = {"None": 0, "Selective": selected, "Full": hidden}[shape.checkpointing]
-    if kept:
-        return tokens * model.layers * size * kept + layer + passing
-    return model.layers * layer + passing
-
-
-def _pairs_of_tokens(model: ModelFacts, shape: Shape, size: int) -> tuple[int, int]:
-    """What grows with the square of the length: of each layer, and for a moment.
-
-    A mask over the pack is there twice, in the model's type (measured). Eager attention stores its probabilities in
-    fp32, and in the model's type where that is another; the scores are there once more when they become them. Ranks
-    that share sequences have neither.
-    """
-    if shape.sequence_ranks > 1:
-        return 0, 0
-    pairs = shape.micro_batch_size * shape.max_length**2
-    if shape.attention == "FlashAttention":  # that, or an error
-        return 0, 0
-    if shape.attention == "Eager" or model.architecture.startswith(_EAGER):
-        scores = pairs * model.heads // shape.tensor_ranks
-        return scores * (4 if size == 4 else 4 + size), scores * (size + 4)
-    return 0 if model.architecture in _NO_MASK else 2 * size * pairs, 0
