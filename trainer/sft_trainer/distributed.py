@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from sft_trainer import config
-from sft_trainer.errors import Crash, PeerLost, TrainerError, UserError
+from sft_trainer.errors import Crash, PeerLost, TrainerError, UserError, gpu_memory_words
 
 logger = logging.getLogger(__name__)
 
@@ -265,12 +265,13 @@ def interface_towards(address: str, port: int) -> str | None:
 def communication_failure(error: BaseException) -> TrainerError | None:
     """`error` as PeerLost when it says that another rank has gone, as Crash when it is the library's own trouble.
 
-    None when it is not about communication. NCCL raises one type for a peer's death and for what is wrong on
-    this node (a bad driver, too little shared memory): only its words tell them apart.
+    None when it is not about communication, as where NCCL finds no memory on the GPU. NCCL raises one type for a
+    peer's death and for what is wrong on this node (a bad driver, too little shared memory): only its words tell
+    them apart.
     """
     link: BaseException | None = error
     while link is not None:
-        if isinstance(link, TrainerError):
+        if isinstance(link, TrainerError) or gpu_memory_words(link) is not None:
             return None
         text = str(link).strip()
         if isinstance(link, dist.DistBackendError) and not _of_a_peer(text):
