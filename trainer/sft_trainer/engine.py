@@ -106,13 +106,17 @@ def _without_auto(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prepare(accelerator: str) -> None:
-    """Let DeepSpeed find our process group; before a model is loaded, which ZeRO-3 partitions on the way in."""
+    """Set up torch and DeepSpeed, which finds our process group; before a model is loaded, as ZeRO-3 partitions it."""
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # DeepSpeed decorates functions that we never call: each start would load torch's compiler, for a second.
     torch.compiler.set_default_backend("eager")
     if accelerator == "cpu":
         # Its shared-memory collectives would compile C++ for minutes at the first use.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        # cuDNN's attention would build a plan for every number of documents, longest one and number of tokens:
+        # nearly every micro-batch has others. A plan takes a twentieth of a second and is never freed.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     deepspeed.init_distributed(verbose=False)
 
 
