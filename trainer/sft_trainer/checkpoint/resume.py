@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from sft_trainer import optimizers
 from sft_trainer.batches import Plan
@@ -238,17 +241,32 @@ def other_size(saved: TrainerState, world: World) -> str:
 
 
 def _load_as_saved(engine: Engine, directory: Path) -> None:
-    """By DeepSpeed's own means: every rank loads what a rank of its number wrote."""
+    """By DeepSpeed's own means: every rank loads what a rank of its number wrote. The files are mapped, not read."""
     partial = any(not p.requires_grad for p in engine.module.parameters())
     configured = [dict(group) for group in engine.optimizer.param_groups]
-    path, _ = engine.load_checkpoint(
-        str(directory), tag=ENGINE_TAG, load_module_strict=not partial, load_lr_scheduler_states=False
-    )
+    # Read, they would be in the memory of the pod, whose limit a GPU's training needs no such room for.
+    engine.checkpoint_engine.load = functools.partial(torch.load, mmap=True, weights_only=False)
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    copying = inner.register_load_state_dict_post_hook(_own)
+    try:
+        path, _ = engine.load_checkpoint(
+            str(directory), tag=ENGINE_TAG, load_module_strict=not partial, load_lr_scheduler_states=False
+        )
+    finally:
+        copying.remove()
     if path is None:
         raise Crash(f"DeepSpeed could not load checkpoint {directory.name}", "CheckpointNotLoadable")
     # With the state come the settings of the run that saved it; those of this run count, as with other ranks.
     for group, mine in zip(engine.optimizer.param_groups, configured, strict=True):
         group.update({name: value for name, value in mine.items() if name not in ("params", "step")})
+
+
+def _own(inner: torch.optim.Optimizer) -> None:
+    """On a CPU an optimizer takes loaded tensors for its own: those in a file, which is pruned one day, are copied."""
+    for own in inner.state.values():
+        for key, value in own.items():
+            if torch.is_tensor(value) and value.device.type == "cpu":
+                own[key] = value.clone()
 
 
 def _damaged(found: Found, wrong: str) -> TrainerError:
