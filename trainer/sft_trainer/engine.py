@@ -125,7 +125,7 @@ def initialize(model: nn.Module, config: TrainConfig, settings: dict[str, Any]) 
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, config), config=settings)
     _undo_first_step(engine)
     if config.deepspeed.tensor_parallel_size > 1:
-        tensor_parallel.complete(engine.module)
+        tensor_parallel.complete(engine)
     if engine.fp16_enabled():
         engine.optimizer.loss_scaler = LossScaler.like(engine.optimizer.loss_scaler)
     engine.train()  # from_pretrained leaves a model in evaluation mode, without dropout or recomputation
