@@ -12,7 +12,7 @@ import gradient_cells
 from loading_peaks import Peak
 from sft_trainer import engine as engines
 from sft_trainer import loop
-from sft_trainer.checkpoint import resume
+from sft_trainer.checkpoint import as_saved
 from sft_trainer.checkpoint.commit import ENGINE_TAG
 from sft_trainer.checkpoint.reshard import WEIGHTS
 from sft_trainer.config import TrainConfig
@@ -36,7 +36,7 @@ def _resumed(world: Any, volume: Path, model: str, index: int, cell: dict[str, A
     parts.engine.destroy()
     parts = gradient_cells.parts_of(config, world, volume, packed=True, precision=precision)
     with Peak() as peak:
-        resume._load_as_saved(parts.engine, folder)
+        as_saved.load(parts.engine, folder)
     loaded = _state(parts.engine)
     equal = saved.keys() == loaded.keys() and all(torch.equal(saved[key], loaded[key]) for key in saved)
     mapped = str(folder) in Path("/proc/self/maps").read_text()
