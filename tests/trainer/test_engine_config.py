@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.config import DeepSpeedConfig
 
 import gang
 from sft_trainer.config import TrainConfig
@@ -35,6 +36,15 @@ def test_raw_configuration_fills_what_we_default(tmp_path: Path) -> None:
     assert made["zero_optimization"]["overlap_comm"] is False
     assert made["zero_optimization"]["stage"] == 2
     assert made["wall_clock_breakdown"] is True
+
+
+def test_deepspeeds_timer_does_not_wait_for_the_gpu_in_every_pass_unless_asked_to(tmp_path: Path) -> None:
+    def timer(raw: dict[str, Any]) -> Any:
+        read = DeepSpeedConfig(settings(tmp_path, topology__processesPerNode=1, deepspeed__config=raw))
+        return read.timers_config
+
+    assert not timer({}).enabled
+    assert timer({"timers": {"throughput": {"enabled": True, "synchronized": False}}}).enabled
 
 
 @pytest.mark.parametrize("section", ["optimizer", "scheduler"])

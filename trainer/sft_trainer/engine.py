@@ -46,6 +46,7 @@ def deepspeed_config(config: TrainConfig, precision: Precision) -> dict[str, Any
         "steps_per_print": _NEVER,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU in every pass
     }
     if stage > 0:
         defaults["zero_optimization"] = {
