@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 import transformers
@@ -44,8 +45,14 @@ def workspace(root: Path, kind: str, tied: bool) -> Path:
 
 def steps(world: World, volumes: dict[str, str], cells: list[dict[str, Any]]) -> dict[str, Any]:
     """gradient_cells.two_steps of every model, and how far a shared loss is from a whole one."""
+    # Of tensors on GPUs it would open a context on the sender's GPU in every rank.
+    deepspeed.comm.broadcast_object_list = _refused
     every = {kind: gradient_cells.two_steps(world, volume, cells) for kind, volume in volumes.items()}
     return {"cells": every, "loss": [_loss_off(world, each) for each in OBJECTIVES]}
+
+
+def _refused(*_: Any, **__: Any) -> None:
+    raise AssertionError("DeepSpeed sends Python objects")
 
 
 OBJECTIVES = (

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sft_trainer.batches import Plan, one_row_each
-from sft_trainer.checkpoint import commit, fence, manifest, owner, resume, state, verify
+from sft_trainer.checkpoint import as_saved, commit, fence, manifest, owner, resume, state, verify
 from sft_trainer.checkpoint.commit import prune, require_space
 from sft_trainer.checkpoint.fence import Fence
 from sft_trainer.checkpoint.manifest import Manifest, files_of_rank
@@ -178,11 +178,24 @@ def test_settings_of_the_optimizer_are_those_of_this_run_and_its_state_is_the_sa
         optimizer.load_state_dict(saved.state_dict())
         return "there", {}
 
-    engine = SimpleNamespace(module=layer, optimizer=optimizer, load_checkpoint=load)
-    resume._load_as_saved(engine, Path("step-1"))  # type: ignore[arg-type]
+    engine = SimpleNamespace(
+        module=layer, optimizer=optimizer, load_checkpoint=load, checkpoint_engine=SimpleNamespace()
+    )
+    as_saved.load(engine, Path("step-1"))
     (group,) = optimizer.param_groups
     assert (group["betas"], group["weight_decay"]) == ((0.5, 0.6), 10.0)
     assert optimizer.state[layer.bias]["step"] == 1
+
+
+def test_what_ranks_have_loaded_is_gathered_when_the_slowest_has() -> None:
+    done: list[str] = []
+    optimizer = SimpleNamespace(
+        checkpoint_event_epilogue=lambda: done.append("gathered"), step=lambda: done.append("step")
+    )
+    with resume.waiting_for_the_slowest(optimizer, lambda: done.append("waited")):
+        optimizer.checkpoint_event_epilogue()
+        optimizer.step()
+    assert done == ["waited", "gathered", "step"]
 
 
 def test_the_newest_whole_checkpoint_is_resumed(tmp_path: Path) -> None:

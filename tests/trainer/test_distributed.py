@@ -97,6 +97,8 @@ CUDA = (
     "Last error:\nCuda failure 'system not yet initialized'"
 )
 
+NO_MEMORY = CUDA.replace("'system not yet initialized'", "2 'out of memory'")
+
 
 @pytest.mark.parametrize(
     ("error", "expected"),
@@ -111,6 +113,7 @@ CUDA = (
             Crash,
         ),
         (dist.DistBackendError(nccl("unhandled cuda error", CUDA)), Crash),
+        (dist.DistBackendError(nccl("unhandled cuda error", NO_MEMORY)), type(None)),
         (dist.DistNetworkError("failed to recv, got 0 bytes"), PeerLost),
         (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"), PeerLost),
         (RuntimeError("shapes cannot be multiplied"), type(None)),

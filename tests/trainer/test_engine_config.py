@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.config import DeepSpeedConfig
 
 import gang
 from sft_trainer.config import TrainConfig
@@ -48,6 +49,15 @@ def test_a_gradient_bucket_has_no_more_elements_than_are_trained(
     assert fitted["zero_optimization"] == {**made["zero_optimization"], "reduce_bucket_size": size}
     whole = settings(tmp_path, deepspeed__zeroStage=0)
     assert with_fitting_bucket(whole, model) == whole
+
+
+def test_deepspeeds_timer_does_not_wait_for_the_gpu_in_every_pass_unless_asked_to(tmp_path: Path) -> None:
+    def timer(raw: dict[str, Any]) -> Any:
+        read = DeepSpeedConfig(settings(tmp_path, topology__processesPerNode=1, deepspeed__config=raw))
+        return read.timers_config
+
+    assert not timer({}).enabled
+    assert timer({"timers": {"throughput": {"enabled": True, "synchronized": False}}}).enabled
 
 
 @pytest.mark.parametrize("section", ["optimizer", "scheduler"])

@@ -50,6 +50,24 @@ def test_an_exception_has_a_class(exc: BaseException, code: ExitCode, failure: F
     assert (error.exit_code, error.failure_class) == (code, failure)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA driver error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "CUDA ran out of memory outside PyTorch's allocator. If this workload uses many dynamic shapes, cuDNN may",
+        "NCCL error in: NCCLUtils.cpp:77, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+    ],
+)
+def test_memory_that_torch_does_not_allocate_itself_is_the_gpus_too(said: str) -> None:
+    error = classify(RuntimeError(said))
+    assert error.exit_code == ExitCode.GPU_OUT_OF_MEMORY
+    assert "out of memory" in error.message
+    assert "\n" not in error.message
+
+
 def test_the_cause_decides_behind_a_wrapper() -> None:
     def raised(cause: BaseException) -> TrainerError:
         try:

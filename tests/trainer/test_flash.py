@@ -7,12 +7,15 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 import transformers
+from torch._subclasses import FakeTensorMode
+from torch.nn.attention import SDPBackend, varlen
 
 from packed_models import LENGTHS, MODELS, SMALL, gradients, network, packs
-from sft_trainer import attention, flash, flashkernels, recompute
+from sft_trainer import attention, engine, flash, flashkernels, recompute
 from sft_trainer.flashkernels import Found, Kernel
 
 CALLS: list[list[int]] = []  # edges of every call
@@ -223,3 +226,24 @@ def test_on_a_cpu_there_is_none() -> None:
     assert flash.find(network("llama"), torch.bfloat16, torch.device("cpu")) == Found(
         None, "it computes on GPUs only"
     )
+
+
+def test_torchs_kernel_is_never_cudnns(monkeypatch: pytest.MonkeyPatch) -> None:
+    hopper = 9
+    monkeypatch.setattr(varlen, "_cudnn_version_and_major_capability", lambda device: (92600, hopper))
+    monkeypatch.setattr(varlen, "_should_use_cudnn", lambda device: True)
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **_: None)
+    with FakeTensorMode():
+        heads = torch.empty(24, 4, 64, dtype=torch.bfloat16, device="cuda")
+        edges = torch.empty(3, dtype=torch.int32, device="cuda")
+
+    def picked() -> str:
+        backend = varlen._select_backend(heads, heads, heads, edges, edges, 16, [-1, 0])
+        return SDPBackend(backend).name
+
+    assert picked() == "CUDNN_ATTENTION"
+    try:
+        engine.prepare("gpu")
+        assert picked() == "FLASH_ATTENTION"
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)

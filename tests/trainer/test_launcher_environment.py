@@ -90,6 +90,24 @@ def test_the_allocator_keeps_freed_memory_only_where_told_and_not_over_the_users
     assert environment(users, keep_freed_memory=True)["GLIBC_TUNABLES"] == users["GLIBC_TUNABLES"]
 
 
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"])
+def test_torchs_allocator_is_set_up_on_gpus_only_and_not_over_the_users_word(name: str) -> None:
+    assert "expandable_segments:True" in environment({}, accelerator="gpu")["PYTORCH_ALLOC_CONF"]
+    assert "PYTORCH_ALLOC_CONF" not in environment({})
+    users = {name: "max_split_size_mb:128"}
+    made = environment(users, accelerator="gpu")
+    assert {key: value for key, value in made.items() if "ALLOC_CONF" in key} == users
+
+
+@pytest.mark.processes
+def test_torch_knows_the_settings_of_its_allocator() -> None:
+    script = "import torch; print(torch._C._accelerator_getAllocatorSettings())"
+    variables = environment(dict(os.environ), accelerator="gpu")
+    command = [sys.executable, "-c", script]
+    said = subprocess.run(command, env=variables, capture_output=True, check=True, text=True).stdout
+    assert said.strip() == variables["PYTORCH_ALLOC_CONF"]
+
+
 @pytest.mark.processes
 def test_the_allocator_settings_are_understood_and_save_page_faults() -> None:
     script = (

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +28,26 @@ def test_under_zero_3_no_rank_ever_has_more_than_its_share_and_a_layer(
     assert seen["wrong"] == []
     assert seen["held"] == pytest.approx(share * size, rel=0.01)
     assert max(seen["peaks"]) < share * size + 32e6, seen["peaks"]
+
+
+def slow_rank() -> int:
+    """A rank as any other; that of number 1 reads the weights for longer than a computation may take."""
+    from torch.distributed import distributed_c10d
+
+    from sft_trainer import model
+
+    quick = model.load
+
+    def load(*arguments: Any, **named: Any) -> Any:
+        if os.environ["RANK"] == "1":
+            time.sleep(14)
+        return quick(*arguments, **named)
+
+    model.load = load
+    distributed_c10d.default_pg_timeout = timedelta(seconds=8)  # of groups that DeepSpeed makes
+    return gang.train()
+
+
+def test_a_node_may_read_the_weights_for_longer_than_a_computation_may_take(tmp_path: Path) -> None:
+    ended = gang.Job(tmp_path / "volume", rank=slow_rank).run(training__maxSteps=1, deepspeed__zeroStage=0)
+    assert ended.codes == [0, 0], ended.output

@@ -9,7 +9,7 @@ import gang
 from sft_trainer import assemble, precision
 from sft_trainer.config import TrainConfig
 from sft_trainer.distributed import World
-from sft_trainer.errors import UserError
+from sft_trainer.errors import Crash, TrainerError, UserError
 from sft_trainer.precision import cpu_has_bf16, resolve
 
 
@@ -29,7 +29,8 @@ CASES = [
     ("Auto", "cpu", "", "bf16", "bf16"),
     ("Auto", "gpu", "bf16 fp16", "fp32", "fp32"),
     ("Auto", "gpu", "bf16 fp16", "fp16", "fp16"),
-    ("Auto", "gpu", "fp16", "bf16", "PrecisionUnsupported"),
+    ("Auto", "gpu", "fp16", "bf16", "GPUUnsuitable"),
+    ("bf16", "gpu", "fp16", "bf16", "GPUUnsuitable"),
     ("bf16", "gpu", "fp16", None, "PrecisionUnsupported"),
     ("bf16", "cpu", "", None, "bf16"),
     ("bf16", "gpu", "bf16 fp16", "bf16", "bf16"),
@@ -52,9 +53,11 @@ def test_the_format_is_the_checkpoints_else_the_one_asked_for_else_the_hardwares
     if expected in ("bf16", "fp16", "fp32"):
         assert resolved() == expected
         return
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(TrainerError) as caught:
         resolved()
     assert caught.value.reason == expected
+    # Another attempt may find other GPUs, and a checkpoint says that there are some.
+    assert isinstance(caught.value, Crash if expected == "GPUUnsuitable" else UserError)
 
 
 def test_a_gpu_without_bf16_computes_in_fp32_where_stage_0_would_accumulate_in_fp16() -> None:

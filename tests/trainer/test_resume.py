@@ -3,12 +3,15 @@
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import gang
+import tiny
+from resume_peaks import resumed
 from sft_trainer.checkpoint import manifest
 from sft_trainer.precision import native
 
@@ -234,3 +237,20 @@ def test_a_job_created_anew_with_other_batches_is_refused_and_with_more_steps_co
     continued = job.run(**anew, training__maxSteps=5)
     assert continued.codes == [0], continued.output
     assert continued.outcomes[0].resumed_from_step == 3  # type: ignore[union-attr]
+
+
+def test_a_resume_takes_no_memory_for_the_files_and_keeps_none_of_them(tmp_path: Path) -> None:
+    tiny.model(tmp_path / "models" / "large", hidden=768, layers=3)
+    cells: list[dict[str, Any]] = [
+        {"deepspeed__zeroStage": 2},
+        {"deepspeed__zeroStage": 3, "training__precision": "bf16"},
+        {"deepspeed__zeroStage": 0, "training__precision": "bf16"},
+        {"deepspeed__zeroStage": 2, "training__precision": "bf16", "deepspeed__offloadOptimizer": "CPU"},
+    ]
+    for cell, found in zip(
+        cells, gang.call(resumed, 2, volume=str(tmp_path), model="models/large", cells=cells), strict=True
+    ):
+        assert found["equal"], cell
+        assert not found["mapped"], cell
+        # What is made is the optimizer's own state, which on a GPU is not here.
+        assert max(found["peaks"]) < found["held"] + 8e6, (cell, found)

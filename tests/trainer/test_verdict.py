@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import mmap
+from pathlib import Path
 
 import pytest
+import torch
 
 from sft_trainer.config import EXIT_CLASSES, ExitCode, FailureClass, Outcome, Progress
-from sft_trainer.launcher.verdict import EXIT_CODES, PRECEDENCE, RankEnd, judge
+from sft_trainer.launcher.verdict import COLLECTIVE_FAILURES, EXIT_CODES, PRECEDENCE, RankEnd, judge
 
 DONE = Outcome(outcome="Succeeded", reason="Succeeded")
 
@@ -78,11 +81,35 @@ ABORT = (
 REMOTE = "NCCL error: remote process exited or there was a network error, NCCL version 2.27.3"
 
 
-@pytest.mark.parametrize("words", [TIMEOUT, REMOTE], ids=["timeout", "remote"])
+DUMP = (
+    "[rank1]:[E1125 04:00:00.1 ProcessGroupNCCL.cpp:1890] [PG ID 0 PG GUID 0 Rank 1] Received a dump signal due to a "
+    "collective timeout from rank 0 and we will try our best to dump the debug info."
+)
+STUCK = (
+    "[rank1]:[F1125 04:00:00.1 ProcessGroupNCCL.cpp:1557] [PG ID 0 PG GUID 0 Rank 1] [PG ID 0 PG GUID 0 Rank 1] "
+    "ProcessGroupNCCL's watchdog got stuck for 480 seconds without making progress in monitoring enqueued collectives."
+)
+
+
+@pytest.mark.parametrize(
+    "words", [TIMEOUT, REMOTE, DUMP, STUCK], ids=["timeout", "remote", "other's-timeout", "hang"]
+)
 def test_a_rank_that_nccls_watchdog_aborts_has_lost_a_peer(words: str) -> None:
     verdict = judge([end(-6, rank=1, stderr=(words, *ABORT))], interrupted=False, oom_kills=0)
     assert (verdict.failure_class, verdict.exit_code) == (FailureClass.PEER_LOST, 73)
     assert verdict.message.startswith("rank 1 gave up waiting for the others: ")
+
+
+def test_nccl_and_torch_still_say_it_so() -> None:
+    site = Path(torch.__file__).parents[1]
+    libraries = [site / "torch" / "lib" / "libtorch_cuda.so", *site.glob("nvidia/nccl/lib/libnccl.so.2")]
+    if not libraries[0].exists():
+        pytest.skip("this torch is one for CPUs")
+    unsaid = set(COLLECTIVE_FAILURES)
+    for library in libraries:
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            unsaid = {words for words in unsaid if text.find(words.encode()) < 0}
+    assert not unsaid
 
 
 def test_the_cause_outranks_the_ranks_that_the_watchdog_aborted() -> None:

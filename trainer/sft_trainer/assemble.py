@@ -130,7 +130,7 @@ def build(
     cache = TokenCache(within(volume, config.data.cache))
     settings = engines.deepspeed_config(config, chosen)
     prebuilt.require(settings, prebuilt.installed(get_accelerator().device_name()))
-    world.first(lambda: _keep(folder.root / "deepspeed.json", settings))
+    world.first(lambda: write_atomically(folder.root / "deepspeed.json", json.dumps(settings, indent=2)))
     partitioned = config.deepspeed.zero_stage == 3 and (
         world.size > 1 or config.deepspeed.offload_parameters == "CPU"  # never whole on the GPU
     )
@@ -145,6 +145,7 @@ def build(
         seed=config.training.seed,
         attention=config.model.attention,
     )
+    world.barrier()  # one node may read the weights for longer than a computation waits for it
     parameters.freeze(network, config.training.parameter_groups)
     group = sequence_parallel.join(config.deepspeed.sequence_parallel_size)
     work = flops.work(network)
@@ -257,10 +258,6 @@ def seed_everything(seed: int, rank: int) -> None:
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)
-
-
-def _keep(path: Path, settings: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(settings, indent=2))
 
 
 def finish(parts: loop.Parts, volume: Path, ended: loop.Ended) -> TrainResult:

@@ -22,8 +22,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from sft_trainer import config
-from sft_trainer.errors import Crash, PeerLost, TrainerError, UserError
+from sft_trainer import config, devices
+from sft_trainer.errors import Crash, PeerLost, TrainerError, UserError, gpu_memory_words
 
 logger = logging.getLogger(__name__)
 
@@ -142,12 +142,13 @@ def connect(accelerator: str, timeout: timedelta = COMPUTING) -> World:
 
     Raises:
         PeerLost: a rank did not come in time.
-        Crash: rank 0's address is not this machine's or is taken.
+        Crash: there is no GPU, or rank 0's address is not this machine's or is taken.
+        UserError: the GPU is too old for torch.
     """
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     host, port = os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", str(config.MASTER_PORT)))
-    device = _device(accelerator, local_rank)
+    device = devices.own(accelerator, local_rank)
     address = _listen(host, port) if rank == 0 else _wait_for(host, port)
     if interface := interface_towards(address[0], port):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -176,17 +177,6 @@ def connect(accelerator: str, timeout: timedelta = COMPUTING) -> World:
     world = World(rank, local_rank, size, device, host_group, timeout)
     world.barrier()
     return world
-
-
-def _device(accelerator: str, local_rank: int) -> torch.device:
-    if accelerator == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise Crash(
-            "the pod has no usable GPU: the driver or the device plugin is missing on this node", "NoGPU"
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
 
 
 def _use_cores() -> None:
@@ -265,12 +255,13 @@ def interface_towards(address: str, port: int) -> str | None:
 def communication_failure(error: BaseException) -> TrainerError | None:
     """`error` as PeerLost when it says that another rank has gone, as Crash when it is the library's own trouble.
 
-    None when it is not about communication. NCCL raises one type for a peer's death and for what is wrong on
-    this node (a bad driver, too little shared memory): only its words tell them apart.
+    None when it is not about communication, as where NCCL finds no memory on the GPU. NCCL raises one type for a
+    peer's death and for what is wrong on this node (a bad driver, too little shared memory): only its words tell
+    them apart.
     """
     link: BaseException | None = error
     while link is not None:
-        if isinstance(link, TrainerError):
+        if isinstance(link, TrainerError) or gpu_memory_words(link) is not None:
             return None
         text = str(link).strip()
         if isinstance(link, dist.DistBackendError) and not _of_a_peer(text):

@@ -46,6 +46,7 @@ def deepspeed_config(config: TrainConfig, precision: Precision) -> dict[str, Any
         "steps_per_print": _NEVER,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU in every pass
     }
     if stage > 0:
         defaults["zero_optimization"] = {
@@ -106,13 +107,17 @@ def _without_auto(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prepare(accelerator: str) -> None:
-    """Let DeepSpeed find our process group; before a model is loaded, which ZeRO-3 partitions on the way in."""
+    """Set up torch and DeepSpeed, which finds our process group; before a model is loaded, as ZeRO-3 partitions it."""
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # DeepSpeed decorates functions that we never call: each start would load torch's compiler, for a second.
     torch.compiler.set_default_backend("eager")
     if accelerator == "cpu":
         # Its shared-memory collectives would compile C++ for minutes at the first use.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        # cuDNN's attention would build a plan for every number of documents, longest one and number of tokens:
+        # nearly every micro-batch has others. A plan takes a twentieth of a second and is never freed.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     deepspeed.init_distributed(verbose=False)
 
 
@@ -122,7 +127,7 @@ def initialize(model: nn.Module, config: TrainConfig, settings: dict[str, Any]) 
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer(model, config), config=settings)
     _undo_first_step(engine)
     if config.deepspeed.tensor_parallel_size > 1:
-        tensor_parallel.complete(engine.module)
+        tensor_parallel.complete(engine)
     if engine.fp16_enabled():
         engine.optimizer.loss_scaler = LossScaler.like(engine.optimizer.loss_scaler)
     engine.train()  # from_pretrained leaves a model in evaluation mode, without dropout or recomputation

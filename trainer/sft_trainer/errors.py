@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from sft_trainer.config import ENV_WORKSPACE, EXIT_CLASSES, ExitCode, FailureClass
@@ -19,6 +20,11 @@ _FULL_WORDS = ("no space left on device", "disk quota exceeded")
 _SHARED_MEMORY_WORDS = ("/dev/shm", "/torch_")
 _FULL_ERRNO = (errno.ENOSPC, errno.EDQUOT)
 _GPU_MEMORY_TYPES = ("OutOfMemoryError", "AcceleratorOutOfMemoryError")
+# How CUDA, NCCL, cuBLAS and cuDNN, which take memory besides torch's allocator, say that there was none.
+_GPU_MEMORY_WORDS = re.compile(
+    r"CUDA (driver )?error: out of memory|Cuda failure .*'out of memory'|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|CUDNN_STATUS_\w*DEVICE_ALLOCATION_FAILED|ran out of memory outside PyTorch's allocator"
+)
 
 
 class TrainerError(Exception):
@@ -103,13 +109,21 @@ def classify(exc: BaseException) -> TrainerError:
             return _full(link)
         if isinstance(link, PermissionError):
             return UserError("PermissionDenied", _permission_message(link))
-        if type(link).__name__ in _GPU_MEMORY_TYPES:
-            return GpuOutOfMemory(f"the GPU ran out of memory: {_first_line(link)}")
+        if (words := gpu_memory_words(link)) is not None:
+            return GpuOutOfMemory(f"the GPU ran out of memory: {words}")
         if isinstance(link, MemoryError):
             return HostOutOfMemory("the process ran out of memory; raise the memory limit")
         if isinstance(link, KeyboardInterrupt):
             return Interrupted("interrupted")
     return Crash(f"{type(exc).__name__}: {_first_line(exc)}")
+
+
+def gpu_memory_words(exc: BaseException) -> str | None:
+    """The line in which `exc` says that the GPU's memory did not suffice; None: it says something else."""
+    if type(exc).__name__ in _GPU_MEMORY_TYPES:
+        return _first_line(exc)
+    said = next((line for line in str(exc).splitlines() if _GPU_MEMORY_WORDS.search(line)), None)
+    return None if said is None else said.strip()[:500]
 
 
 def _chain(exc: BaseException) -> list[BaseException]:

@@ -34,8 +34,6 @@ _PEAKS: tuple[tuple[str, float | None, float, float], ...] = (
     (r"\bL4\b", 121, 121, 30.3),
     (r"\bRTX 4090\b", 165.2, 165.2, 82.6),
     (r"\bRTX 3090\b", 71, 71, 35.6),
-    (r"\bV100-SXM", None, 125, 15.7),
-    (r"\bV100\b", None, 112, 14),
     (r"\bT4\b", None, 65, 8.1),
     (r"\bMI300X\b", 1307.4, 1307.4, 163.4),
 )

@@ -10,7 +10,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from sft_trainer.config import Precision
-from sft_trainer.errors import UserError
+from sft_trainer.errors import Crash, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ def resolve(
 
     Raises:
         UserError: the checkpoint is in another format than `wanted`, or the hardware lacks the one needed.
+        Crash: a GPU of this attempt lacks the checkpoint's; those of the attempt which wrote it had it.
     """
     if saved is not None and wanted not in ("Auto", saved):
         raise UserError(
@@ -60,8 +61,14 @@ def resolve(
     else:
         chosen, reason = wanted, "as asked"
     if chosen not in formats and (accelerator == "gpu" or chosen == "fp16"):
-        least = {"bf16": "8.0", "fp16": "7.0", "fp32": "0"}[chosen]
+        least = {"bf16": "8.0", "fp16": "7.5", "fp32": "0"}[chosen]
         way = f"use GPUs of compute capability {least} or newer"
+        if saved is not None and accelerator == "gpu":
+            raise Crash(
+                f"the checkpoint to continue is in {saved}, and a GPU of this attempt does not compute in it: {way}, "
+                "with a nodeSelector in spec.workers.podTemplate where the cluster has others as well",
+                "GPUUnsuitable",
+            )
         if saved is None:
             way = f"remove it, or {way}"
         raise UserError(

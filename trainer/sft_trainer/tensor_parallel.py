@@ -27,11 +27,17 @@ def settings(size: int) -> dict[str, Any]:
     return {"autotp_size": size}
 
 
-def complete(model: Any) -> None:
-    """After DeepSpeed: an output layer which it leaves with a share of the logits gives all of them, as any other."""
-    for module in model.modules():
+def complete(engine: Any) -> None:
+    """After DeepSpeed: an output layer which it leaves with a share of the logits gives all of them, as any other.
+
+    Its comparison of the first batch is left out: ranks that share layers read one `Plan`. On GPUs it would unpickle
+    what the first rank of a group sends on that rank's own GPU, where each of the others then holds a CUDA context.
+    """
+    for module in engine.module.modules():
         if isinstance(module, VocabParallelLinear):
             module.gather_output = True
+    engine.first_dataloader_check.remove()
+    engine.first_dataloader_check = None
 
 
 class SharedLossHead(head.Asked, LinearLayer):  # type: ignore[misc]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sft_trainer import optimizers
 from sft_trainer.batches import Plan
-from sft_trainer.checkpoint import manifest, reshard, state
+from sft_trainer.checkpoint import as_saved, manifest, reshard, state
 from sft_trainer.checkpoint.commit import ENGINE_TAG, fact, steps
 from sft_trainer.checkpoint.files import sync_directory
 from sft_trainer.checkpoint.state import TrainerState
@@ -22,6 +24,8 @@ from sft_trainer.errors import Crash, TrainerError, UserError
 from sft_trainer.layout import REPLACED, STAGING, shown
 
 logger = logging.getLogger(__name__)
+
+_GATHERS = ("checkpoint_event_epilogue", "update_lp_params")  # of DeepSpeed's optimizers: collectives
 
 
 class Found(NamedTuple):
@@ -218,10 +222,12 @@ def load(engine: Engine, found: Found, world: World, tensor_ranks: int = 1) -> N
         if saved.zero_stage > 0 and not (same_size and saved.zero_stage == engine.zero_optimization_stage()):
             files, (group, share) = found.directory / ENGINE_TAG, divmod(world.rank, tensor_ranks)
             parts = reshard.read(files, saved.world_size // tensor_ranks, saved.zero_stage, share)
-            reshard.load(engine, parts, group)
+            with waiting_for_the_slowest(engine.optimizer, world.barrier):
+                reshard.load(engine, parts, group)
             engine.global_steps = saved.step
         else:
-            _load_as_saved(engine, found.directory)
+            with waiting_for_the_slowest(engine.optimizer, world.barrier):
+                as_saved.load(engine, found.directory)
         if same_size:
             state.load_random(found.directory, world.rank)
         else:
@@ -230,25 +236,30 @@ def load(engine: Engine, found: Found, world: World, tensor_ranks: int = 1) -> N
         if (wrong := manifest.problem(found.directory, every_byte=True)) is not None:
             raise _damaged(found, wrong) from error
         raise
+    world.barrier()
+
+
+@contextmanager
+def waiting_for_the_slowest(optimizer: Any, wait: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile DeepSpeed gathers only after `wait`: its groups give a rank up that reads for ten minutes longer."""
+
+    def after(gather: Callable[[], None]) -> None:
+        wait()
+        gather()
+
+    found = [name for name in _GATHERS if hasattr(optimizer, name)]
+    for name in found:
+        setattr(optimizer, name, functools.partial(after, getattr(optimizer, name)))
+    try:
+        yield
+    finally:
+        for name in found:
+            delattr(optimizer, name)
 
 
 def other_size(saved: TrainerState, world: World) -> str:
     """Words for the log where another number of ranks goes on; else none."""
     return "" if saved.world_size == world.size else f", written by {saved.world_size} ranks, by {world.size}"
-
-
-def _load_as_saved(engine: Engine, directory: Path) -> None:
-    """By DeepSpeed's own means: every rank loads what a rank of its number wrote."""
-    partial = any(not p.requires_grad for p in engine.module.parameters())
-    configured = [dict(group) for group in engine.optimizer.param_groups]
-    path, _ = engine.load_checkpoint(
-        str(directory), tag=ENGINE_TAG, load_module_strict=not partial, load_lr_scheduler_states=False
-    )
-    if path is None:
-        raise Crash(f"DeepSpeed could not load checkpoint {directory.name}", "CheckpointNotLoadable")
-    # With the state come the settings of the run that saved it; those of this run count, as with other ranks.
-    for group, mine in zip(engine.optimizer.param_groups, configured, strict=True):
-        group.update({name: value for name, value in mine.items() if name not in ("params", "step")})
 
 
 def _damaged(found: Found, wrong: str) -> TrainerError:

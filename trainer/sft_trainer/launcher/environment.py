@@ -19,6 +19,11 @@ _DEVICES = "CUDA_VISIBLE_DEVICES"
 KEEP_FREED_MEMORY = ":".join(
     ("glibc.malloc.mmap_max=0", f"glibc.malloc.trim_threshold={2**36}", f"glibc.malloc.top_pad={2**26}")
 )
+_ALLOCATOR = "PYTORCH_ALLOC_CONF"
+_ALLOCATOR_NAMES = (_ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")  # the first is taken
+# Every micro-batch has another size: in segments that grow, freed memory fits the next one. Pinned memory is a few large
+# blocks, those of offloaded state: torch would round each up to a power of two, and keep what was freed.
+_GPU_ALLOCATOR = "expandable_segments:True,pinned_max_round_threshold_mb:64,pinned_max_cached_size_mb:64"
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ def rank_environment(
     }
     if accelerator == "cpu":
         defaults["DS_ACCELERATOR"] = "cpu"
+    elif not any(name in inherited for name in _ALLOCATOR_NAMES):
+        defaults[_ALLOCATOR] = _GPU_ALLOCATOR
     if keep_freed_memory:
         defaults["GLIBC_TUNABLES"] = KEEP_FREED_MEMORY
     return {

@@ -28,10 +28,11 @@ EXIT_CODES: dict[FailureClass, int] = {failure: int(code) for code, failure in E
 
 _MESSAGE_LIMIT = 1500  # characters of a crash's last words
 _WATCHDOG_LIMIT = 400
-_COLLECTIVE_FAILURES = (  # how torch's ProcessGroupNCCL says that the others did not come
+COLLECTIVE_FAILURES = (  # how NCCL, and torch's ProcessGroupNCCL, say that the others did not come
     "Watchdog caught collective operation timeout",
     "remote process exited or there was a network error",
-    "Heartbeat monitor timed out",
+    "Received a dump signal due to a collective timeout",
+    "watchdog got stuck for",
     "To avoid data inconsistency, we are taking the entire process down",
 )
 _TORCH_PREFIX = re.compile(r"^\[rank\d+\]:\s?")
@@ -134,7 +135,7 @@ def _collective_failure(stderr: Sequence[str]) -> str | None:
     The rank's last lines are those of C++'s terminate, so it is looked for in all of them. An error of the GPU
     itself ("CUDA error") is reported by the same watchdog and is the rank's own.
     """
-    told = [line for line in stderr if any(words in line for words in _COLLECTIVE_FAILURES)]
+    told = [line for line in stderr if any(words in line for words in COLLECTIVE_FAILURES)]
     if not told or any("CUDA error" in line for line in stderr):
         return None
     return _TORCH_PREFIX.sub("", told[0]).strip()[:_WATCHDOG_LIMIT]

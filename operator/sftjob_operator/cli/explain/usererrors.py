@@ -133,6 +133,10 @@ _MODEL = {
 }
 
 _RUN = {
+    "GPUUnsupported": Advice(
+        "The GPU is older than those the trainer's torch has kernels for.",
+        "Choose newer ones, by a nodeSelector in spec.workers.podTemplate.",
+    ),
     "SharedMemoryFull": Advice("/dev/shm of a pod is full.", "Raise spec.workers.sharedMemory."),
     "PermissionDenied": Advice(
         "The pod's user may not write to the workspace, or not read from it.",
