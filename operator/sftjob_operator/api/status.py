@@ -212,6 +212,9 @@ class Status(StatusModel):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     restarts: int = Field(0, description="Failed attempts charged to failurePolicy.maxRestarts.")
+    disruptions: int = Field(
+        0, description="Failed attempts that the cluster or a user ended: not charged, and at most 100."
+    )
     attempts: Annotated[list[AttemptStatus], Field(max_length=10)] = Field(
         default_factory=list,
         description="The newest ten.",

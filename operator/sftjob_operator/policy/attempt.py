@@ -9,14 +9,14 @@ from sftjob_operator.api.objects import Manifest, Ref
 from sftjob_operator.api.status import AttemptStatus, ProgressStatus, ResultStatus, Status
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.effects import Delete
-from sftjob_operator.failure import disrupted, failure, node_lost, without_result
+from sftjob_operator.failure import Failure, disrupted, failure, node_lost, without_result
 from sftjob_operator.observe import Observed
 from sftjob_operator.pods import PodEnd, lost_pod, of_job, pod_end
 from sftjob_operator.policy.decision import STOPPING_SECONDS, Answer, Decision, Say, not_accepted, not_running
 from sftjob_operator.policy.quota import no_room, present, too_large, within_share
 from sftjob_operator.policy.records import live_record, made, new_record, with_outcome, with_record
 from sftjob_operator.policy.resize import is_resized, obstacle, resize, resized_words, was_stopped_to_resize
-from sftjob_operator.policy.restart import RESIZED, after_failure
+from sftjob_operator.policy.restart import INCOMPLETE, RESIZED, after_failure
 from sftjob_operator.policy.running import is_outdated, watch
 from sftjob_operator.policy.suspend import hold, paused
 from sftjob_operator.reports import decimal, rfc3339, sentence
@@ -93,9 +93,21 @@ def _ended(world: World, record: AttemptStatus, child: BatchJob, pods: list[Mani
     stopping = world.job.spec.suspend or child.suspended
     effects = () if child.finished or lost is None else (Delete(child.ref, child.uid),)
     why = failure(child, ends, stopping=stopping)
+    if why.cls is FailureClass.PEER_LOST:
+        why = _of_peers(record, why, lost)
     if why.cls is FailureClass.INTERRUPTED and was_stopped_to_resize(world.job, child):
         why = replace(why, reason=RESIZED, message=resized_words(world.job, child))
     return after_failure(world, record, why, child.finished_time, effects)
+
+
+def _of_peers(record: AttemptStatus, why: Failure, lost: Manifest | None) -> Failure:
+    """What the pods that missed the others cannot know: a node died, or some of the gang never ran."""
+    if lost is not None:
+        return replace(node_lost(lost), outcome=why.outcome)
+    if record.state == "Pending":  # at no time did all of them run
+        words = f"not all of its pods came to run: {why.message}"
+        return replace(why, cls=FailureClass.DISRUPTED, reason=INCOMPLETE, message=words)
+    return why
 
 
 def _lost(world: World, record: AttemptStatus, child: BatchJob, lost: Manifest) -> Answer:

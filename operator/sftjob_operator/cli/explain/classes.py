@@ -73,6 +73,11 @@ CLASSES: Mapping[str, Advice] = {
         "Nothing: the next attempt starts on other nodes.",
         ("kubectl get nodes",),
     ),
+    "Incomplete": Advice(
+        "Some of its pods ran and others did not come in time, so those that ran gave their GPUs back. It is not charged.",
+        "Nothing: it is tried again, at growing intervals, until there is room. If one pod never comes, look why.",
+        ("kubectl get pods -l sftjob.dev/job-name={name}", "kubectl get nodes"),
+    ),
     "Resized": Advice("spec.workers.nodes was changed while it ran; the next attempt has the new size.", ""),
     "SpecChanged": Advice(
         "The spec was changed before the pods ran; the next attempt is made of the new one.", ""
