@@ -47,7 +47,7 @@ _WORDS = {
     FailureClass.PEER_LOST: "another pod of the gang was lost",
     FailureClass.INTERRUPTED: "the pod was asked to stop",
     FailureClass.FENCED: "a newer run of this job owns the volume",
-    FailureClass.GPU_OUT_OF_MEMORY: "a GPU ran out of memory; set spec.deepspeed.microBatchSize lower",
+    FailureClass.GPU_OUT_OF_MEMORY: "a GPU ran out of memory",
     FailureClass.HOST_OUT_OF_MEMORY: "killed, almost always by the memory limit; raise limits.memory",
     FailureClass.NETWORK: "a download failed",
     FailureClass.DISRUPTED: "the cluster took the pod (eviction, drain, preemption or deletion)",

@@ -137,6 +137,7 @@ class AttemptStatus(StatusModel):
     exit_code: int | None = Field(None, description="Exit code of the pod that failed.")
     node: str | None = Field(None, description="Node of the pod that failed.")
     job_name: str = Field(description="The batch/v1 Job.")
+    plan_hash: str | None = Field(None, description="Digest of the plan it was made of (plan.hash).")
     runs: int = Field(
         1, description="Starts of this attempt: 0 before its Job is made, more than 1 after suspensions."
     )

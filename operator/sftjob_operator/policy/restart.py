@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from itertools import takewhile
 
-from sft_trainer.config import UNPREPARED
+from sft_trainer.config import UNPREPARED, FailureClass
 from sftjob_operator.api.status import AttemptStatus, Status
 from sftjob_operator.api.v1alpha1.policies import FailurePolicy
 from sftjob_operator.effects import Effect
 from sftjob_operator.failure import Failure
 from sftjob_operator.policy.decision import Answer, Decision, Say, Transition, not_running
 from sftjob_operator.policy.records import with_outcome, with_record
+from sftjob_operator.policy.relief import WAY_OUT, relief_words, relieved
 from sftjob_operator.prepared import Prepared, stored
 from sftjob_operator.reports import parse_time, rfc3339, sentence
 from sftjob_operator.world import World
@@ -41,7 +42,6 @@ def after_failure(
             "state": "Failed",
             "reason": why.reason,
             "message": sentence(why.message, _RECORD_MESSAGE),
-            "charged": why.charged,
             "exit_code": why.exit_code,
             "node": why.node,
             "finished_time": rfc3339(finished or world.now),
@@ -53,13 +53,18 @@ def after_failure(
             ),
         }
     )
+    # A plan of the operator's own that was too large is not the job's fault; there are only so many smaller ones.
+    charged = why.charged and relieved(with_record(status, ended)) is None
+    ended = ended.model_copy(update={"charged": charged})
     status = with_outcome(with_record(status, ended), outcome, world.now)
-    over = _budget(policy, why, status)
+    over = _budget(policy, why, status, charged)
     if why.fatal or over is not None:
         message = why.message if over is None else f"{over}; the last attempt, {record.number}: {why.message}"
+        if why.cls is FailureClass.GPU_OUT_OF_MEMORY:
+            message = f"{message}; {WAY_OUT}"
         return failed(status, world.now, why.reason, message, effects)
     counts = {
-        "restarts": status.restarts + why.charged,
+        "restarts": status.restarts + charged,
         "disruptions": status.disruptions + _is_disruption(why),
     }
     again = {"prepared": _forgotten(status)} if why.reason == UNPREPARED else {}
@@ -99,7 +104,7 @@ def wait(world: World, record: AttemptStatus | None) -> Decision | None:
     start = "from the beginning" if step is None else f"from the checkpoint of step {step}"
     message = (
         f"attempt {record.number} failed ({record.reason}): {record.message}; "
-        f"attempt {record.number + 1} starts at {rfc3339(due)} {start}"
+        f"attempt {record.number + 1} starts at {rfc3339(due)} {start}{relief_words(status)}"
     )
     remaining = (due - world.now).total_seconds()
     # What had no gang (it stood still) is not about to have it back: it has to ask for a share of the quota again.
@@ -125,9 +130,9 @@ def _is_disruption(why: Failure) -> bool:
     return not why.charged and why.reason != INCOMPLETE
 
 
-def _budget(policy: FailurePolicy, why: Failure, status: Status) -> str | None:
+def _budget(policy: FailurePolicy, why: Failure, status: Status, charged: bool) -> str | None:
     """Why there is no further attempt; None when there is."""
-    if why.charged and status.restarts >= policy.max_restarts:
+    if charged and status.restarts >= policy.max_restarts:
         return f"spec.failurePolicy.maxRestarts ({policy.max_restarts}) is used up"
     if _is_disruption(why) and status.disruptions >= MOST_DISRUPTIONS:
         return f"the cluster has taken {MOST_DISRUPTIONS} attempts"

@@ -25,9 +25,11 @@ CLASSES: Mapping[str, Advice] = {
         ("kubectl get pvc {claim}", "checkpoints {name}"),
     ),
     "GPUOutOfMemory": Advice(
-        "A GPU ran out of memory in a step.",
-        "Set spec.deepspeed.microBatchSize lower, spec.deepspeed.activationCheckpointing: Full, or zeroStage: 3.",
-        (LOGS,),
+        "A GPU ran out of memory in a step. What the spec leaves open is made smaller for the next attempt: the "
+        "micro-batch, at the same global batch, and then activation checkpointing. That is not charged.",
+        "Nothing while it is tried again. Where it has failed: delete it and apply it again under the same name with a "
+        "smaller spec.deepspeed.microBatchSize or activationCheckpointing: Full; it goes on from its checkpoints.",
+        ("kubectl get sftjob {name} -o jsonpath='{{.status.plan}}'", LOGS),
     ),
     "HostOutOfMemory": Advice(
         "A pod was killed, almost always by its own memory limit.",
