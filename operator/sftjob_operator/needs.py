@@ -56,7 +56,7 @@ def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime) -> Needs:
         resized = watched and seen.attempt_open and focus.pods != job.spec.workers.nodes
         return Needs(
             prerequisites=tuple(prerequisites(job, seen.prepared)) if resized else (),
-            pods=unready or stopping,
+            pods=unready or stopping or focus.deleting,
             progress=watched and seen.attempt_open and focus.ready > 0,
             pod_labels=labels,
             hardware=resized,

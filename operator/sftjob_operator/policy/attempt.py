@@ -7,6 +7,7 @@ from dataclasses import replace
 from sft_trainer.config import FailureClass, TrainResult
 from sftjob_operator.api.objects import Manifest, Ref
 from sftjob_operator.api.status import AttemptStatus, ProgressStatus, ResultStatus, Status
+from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.effects import Delete
 from sftjob_operator.failure import Failure, disrupted, failure, node_lost, without_result
@@ -31,12 +32,11 @@ def follow(world: World, seen: Observed) -> Answer:
     job, child = world.job, seen.attempt
     record = seen.record or new_record(job, seen.number)
     if child is None:  # the API server itself was asked (needs.jobs)
-        return after_failure(world, record, disrupted(f"its Job {record.job_name} was deleted"), None)
+        return after_failure(world, record, _deleted(job, record), None)
     record = made(record)
-    if child.deleting:
-        message = f"attempt {record.number}: Job {child.name} is being deleted"
-        return Decision(job.status, not_running("Stopping", message), requeue=STOPPING_SECONDS)
     pods = None if world.pods is None else of_job(world.pods, child)
+    if child.deleting:
+        return _being_deleted(world, seen, record, child, pods)
     if child.finished or child.failing is not None:
         return _ended(world, record, child, pods)
     if _is_to_be_replaced(world, record, child):
@@ -53,6 +53,31 @@ def follow(world: World, seen: Observed) -> Answer:
     if lost is not None:
         return _lost(world, record, child, lost)
     return watch(world, record, child)
+
+
+def _being_deleted(
+    world: World, seen: Observed, record: AttemptStatus, child: BatchJob, pods: list[Manifest] | None
+) -> Answer:
+    """Its pods save and stop: it stays until they are gone."""
+    lost = None if pods is None else lost_pod(pods, world.now)
+    if lost is not None:
+        return _lost(world, record, child, lost)
+    if world.job.spec.suspend:
+        return hold(world, world.job.status, child)
+    if child.queue is not None and child.pods != world.job.spec.workers.nodes:
+        return resize(world, seen, child)
+    message = f"attempt {record.number}: Job {child.name} is being deleted"
+    return Decision(world.job.status, not_running("Stopping", message), requeue=STOPPING_SECONDS)
+
+
+def _deleted(job: SFTJob, record: AttemptStatus) -> Failure:
+    """Why its Job is gone: we have stopped it (policy.suspend.stop), or somebody has deleted it."""
+    pods = job.status.nodes
+    if job.spec.suspend:
+        return Failure(FailureClass.INTERRUPTED, FailureClass.INTERRUPTED, "stopped by a suspension")
+    if pods not in (None, job.spec.workers.nodes) and record.state == "Running":
+        return disrupted(resized_words(job, pods), RESIZED)
+    return disrupted(f"its Job {record.job_name} was deleted")
 
 
 def _stands_still(world: World, status: Status, child: BatchJob) -> Decision:
@@ -96,7 +121,7 @@ def _ended(world: World, record: AttemptStatus, child: BatchJob, pods: list[Mani
     if why.cls is FailureClass.PEER_LOST:
         why = _of_peers(record, why, lost)
     if why.cls is FailureClass.INTERRUPTED and was_stopped_to_resize(world.job, child):
-        why = replace(why, reason=RESIZED, message=resized_words(world.job, child))
+        why = replace(why, reason=RESIZED, message=resized_words(world.job, child.pods))
     return after_failure(world, record, why, child.finished_time, effects)
 
 
@@ -135,7 +160,7 @@ def _resized(
 
 def _replaced(world: World, record: AttemptStatus, child: BatchJob) -> Answer:
     if was_stopped_to_resize(world.job, child):
-        why = disrupted(resized_words(world.job, child), RESIZED)
+        why = disrupted(resized_words(world.job, child.pods), RESIZED)
     else:
         why = disrupted("the spec was changed before its pods ran", "SpecChanged")
     config_map = Ref("v1", "ConfigMap", child.ref.namespace, child.name)

@@ -100,9 +100,9 @@ def _onward(world: World, seen: Observed) -> Answer:
 
 
 def _living(seen: Observed) -> BatchJob | None:
-    """The prepare Job, if it could still run pods."""
+    """The prepare Job, if it could still have pods."""
     child = seen.preparing
-    return None if child is None or child.finished or child.deleting else child
+    return None if child is None or child.finished else child
 
 
 def _sooner(requeue: float | None, left: float | None) -> float | None:

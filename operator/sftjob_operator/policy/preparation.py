@@ -51,13 +51,13 @@ def follow(world: World, seen: Observed) -> Answer:
         if kept.failure is not None:
             return _after_failure(world, seen, kept, kept.failure)
         return _create(world, seen)
-    if child.deleting:
+    lost = None if world.pods is None else lost_pod(of_job(world.pods, child), world.now)
+    if child.deleting and lost is None:
         return Decision(status, _preparing(f"Job {child.name} is being deleted"), requeue=STOPPING_SECONDS)
     if child.finished:
         return _read(world, seen, child)
-    if child.suspended:
+    if child.suspended and not child.deleting:
         return paused(status, child)
-    lost = None if world.pods is None else lost_pod(of_job(world.pods, child), world.now)
     if lost is not None:  # that Job would wait for ever
         return replace(_failed_try(world, seen, node_lost(lost), child), effects=_removal(child))
     if child.all_ready:
