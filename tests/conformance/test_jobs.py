@@ -202,7 +202,8 @@ async def test_in_the_foreground_a_job_goes_after_its_pods(rig: Rig):
     ref = rig.ref("Job", "last", BATCH)
     await rig.cluster.delete(ref, foreground=True)
     going = await rig.cluster.get(ref)
-    assert going is not None and going["metadata"]["deletionTimestamp"]
+    assert going is not None
+    assert going["metadata"]["deletionTimestamp"]
 
     async def gone() -> bool:
         pods = await rig.pods("last")

@@ -7,9 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from sft_trainer.config import Outcome
+from sft_trainer.config import Outcome, PrepareConfig
 from sftjob_operator.api.objects import Ref
+from sftjob_operator.api.v1alpha1.workers import Prepare
+from sftjob_operator.desired import prepare
+from sftjob_operator.desired.config import prepare_config
 from sftjob_operator.effects import Create
+from sftjob_operator.policy.accept import read_sftjob
 from worlds import FACTS, Scene, exited, failed_outcome, prepared_outcome, sftjob, taken
 
 CLAIM = Ref("v1", "PersistentVolumeClaim", "team", "ws")
@@ -31,6 +35,26 @@ def test_the_claim_and_the_secrets_are_looked_at_before_anything_is_made():
     )
     scene.step()
     assert scene.needs.prerequisites == (CLAIM, PULL, SECRET)
+
+
+def test_a_release_that_knows_more_fields_prepares_nothing_again(monkeypatch):
+    class NewerConfig(PrepareConfig):
+        schema_version: int = 99
+        added: int = 5
+
+    class NewerPrepare(Prepare):
+        added: str = "new"
+
+    def newer(job):
+        old = dict(prepare_config(job))
+        del old["schema_version"]
+        return NewerConfig(**old)
+
+    job = read_sftjob(sftjob(data={"maxLength": 1024}))
+    before = prepare.prepare_input(job)
+    monkeypatch.setattr(prepare, "prepare_config", newer)
+    spec = job.spec.model_copy(update={"prepare": NewerPrepare()})
+    assert prepare.prepare_input(job.model_copy(update={"spec": spec})) == before
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from sftjob_operator.settings import Settings
 def prepare_input(job: SFTJob) -> str:
     """Digest of everything in the spec that decides what preparation does: another one is another preparation.
 
-    The operator's own image is not in it: its upgrade is no reason to do again what has been done.
+    Nothing of the operator's own is in it, and no default: an upgrade alone must not end a preparation, nor do again
+    what has been done.
     """
     spec = job.spec
     pod = {
@@ -25,10 +26,10 @@ def prepare_input(job: SFTJob) -> str:
         "imagePullSecrets": [secret.name for secret in spec.workers.image_pull_secrets],
         "secret": None if spec.model.secret_ref is None else spec.model.secret_ref.name,
         "dataSecrets": sorted(secret_prefixes(job)),
-        "prepare": spec.prepare.model_dump(mode="json"),
-        "workspace": spec.workspace.model_dump(mode="json"),
+        "prepare": spec.prepare.model_dump(mode="json", exclude_defaults=True),
+        "workspace": spec.workspace.model_dump(mode="json", exclude_defaults=True),
     }
-    work = prepare_config(job).model_dump(mode="json", exclude={"job"})
+    work = prepare_config(job).model_dump(mode="json", exclude={"job"}, exclude_defaults=True)
     return digest([work, pod], 16)
 
 
