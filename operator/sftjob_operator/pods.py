@@ -27,6 +27,8 @@ _IMAGE_REASONS = (
 # Of the scheduler: a claim without a volume, and a provisioner that it has waited for in vain.
 _UNBOUND = ("unbound immediate PersistentVolumeClaims", "VolumeBinding")
 
+_SIDECAR_SECONDS = 120.0  # one that ends by itself has done so by then
+
 
 @dataclass(frozen=True)
 class Trouble:
@@ -99,13 +101,32 @@ def trouble(pods: Sequence[Manifest], job: BatchJob, now: datetime) -> Trouble:
     ends = [end for end in map(pod_end, pods) if end is not None]
     if ends:  # and the Job's controller has not said so yet
         well = all(end.exit_code == 0 for end in ends)
-        return Trouble("Finishing" if well else "Stopping", f"{len(ends)} of {job.pods} pods have ended")
+        words = f"{len(ends)} of {job.pods} pods have ended{_held_up(pods, now)}"
+        return Trouble("Finishing" if well else "Stopping", words)
     if len(pods) < job.pods - job.succeeded:
         return Trouble(
             "PodsNotCreated",
             f"{len(pods)} of {job.pods} pods exist: kubectl describe job {job.name} says why",
         )
     return Trouble("ContainerCreating", f"{job.ready} of {job.pods} pods are ready")
+
+
+def _held_up(pods: Sequence[Manifest], now: datetime) -> str:
+    """Which containers keep a pod, and with it the job, long after ours has ended; empty where none does."""
+    for pod in pods:
+        ended = ((_container(pod) or {}).get("state") or {}).get("terminated") or {}
+        at = parse_time(ended.get("finishedAt"))
+        others = [
+            status["name"]
+            for status in (pod.get("status") or {}).get("containerStatuses") or ()
+            if status["name"] != names.CONTAINER and "running" in (status.get("state") or {})
+        ]
+        if others and at is not None and (now - at).total_seconds() >= _SIDECAR_SECONDS:
+            return (
+                f"; {_name(pod)} cannot end, for {', '.join(others)} still runs in it: have nothing injected into these "
+                "pods, or a sidecar that ends with them (an init container with restartPolicy: Always)"
+            )
+    return ""
 
 
 def lost_pod(pods: Sequence[Manifest], now: datetime) -> Manifest | None:
