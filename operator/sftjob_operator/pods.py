@@ -139,6 +139,12 @@ def lost_pods(pods: Sequence[Manifest], now: datetime) -> list[Manifest]:
     return [pod for pod in pods if _is_lost(pod, now)]
 
 
+def named(pods: Sequence[Manifest]) -> str:
+    """The first three of them, with their nodes, and how many more."""
+    more = f" and {len(pods) - 3} more" if len(pods) > 3 else ""
+    return ", ".join(f"{_name(pod)} on node {_node(pod)}" for pod in pods[:3]) + more
+
+
 def _is_lost(pod: Manifest, now: datetime) -> bool:
     due = parse_time(pod["metadata"].get("deletionTimestamp"))
     phase = (pod.get("status") or {}).get("phase")

@@ -9,7 +9,7 @@ from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.status import Status
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.effects import Delete, Effect, Patch
-from sftjob_operator.pods import lost_pods, of_job, pod_end
+from sftjob_operator.pods import lost_pods, named, of_job, pod_end
 from sftjob_operator.policy.decision import STOPPING_SECONDS, Decision, Say
 from sftjob_operator.world import World
 
@@ -58,11 +58,7 @@ def _left_behind(lost: Sequence[Manifest]) -> str:
     """On a node that does not answer nobody can stop a pod; the fence keeps it from committing anything."""
     if not lost:
         return ""
-    names = ", ".join(
-        f"pod {pod['metadata']['name']} on node {pod['spec'].get('nodeName')}" for pod in lost[:3]
-    )
-    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-    return f"; left behind, because the node does not answer: {names}{more}"
+    return f"; left behind, because the node does not answer: {named(lost)}"
 
 
 def paused(status: Status, live: BatchJob) -> Decision:
