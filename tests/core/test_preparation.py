@@ -37,6 +37,39 @@ def test_the_claim_and_the_secrets_are_looked_at_before_anything_is_made():
     assert scene.needs.prerequisites == (CLAIM, PULL, SECRET)
 
 
+WORKERS = {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]}
+
+
+@pytest.mark.parametrize(
+    ("modes", "own", "place"),
+    [
+        (["ReadWriteOnce"], {}, {"pool": "gpu"}),
+        (["ReadWriteOnce"], {"nodeSelector": {"pool": "cpu"}}, {"pool": "cpu"}),
+        (["ReadWriteMany"], {}, None),
+        (None, {}, None),
+    ],
+    ids=["on one node", "the user says where", "shared", "unknown"],
+)
+def test_on_a_volume_of_one_node_preparation_runs_where_training_will(modes, own, place):
+    workers = {"nodes": 1, "podTemplate": {"spec": WORKERS}}
+    scene = Scene(sftjob(workers=workers, prepare={"podTemplate": {"spec": own}}))
+    if modes is not None:
+        scene.found[CLAIM] = {"spec": {"accessModes": modes}}
+    scene.step()
+    pod = scene.job(None)["spec"]["template"]["spec"]
+    assert pod.get("nodeSelector") == place
+    assert ("tolerations" in pod) == (place == {"pool": "gpu"})
+
+
+def test_a_place_that_is_corrected_is_taken_up_by_preparation():
+    scene = Scene(sftjob(workers={"nodes": 1, "podTemplate": {"spec": {"nodeSelector": {"pool": "gpus"}}}}))
+    scene.found[CLAIM] = {"spec": {"accessModes": ["ReadWriteOnce"]}}
+    scene.step()
+    scene.manifest["spec"]["workers"]["podTemplate"]["spec"]["nodeSelector"]["pool"] = "gpu"
+    scene.step(5)
+    assert scene.job(None)["spec"]["template"]["spec"]["nodeSelector"] == {"pool": "gpu"}
+
+
 def test_a_release_that_knows_more_fields_prepares_nothing_again(monkeypatch):
     class NewerConfig(PrepareConfig):
         schema_version: int = 99
