@@ -139,6 +139,18 @@ def lost_pods(pods: Sequence[Manifest], now: datetime) -> list[Manifest]:
     return [pod for pod in pods if _is_lost(pod, now)]
 
 
+def still_training(pods: Sequence[Manifest], now: datetime) -> list[Manifest]:
+    """Training pods of any Job that have not ended, but for those that are lost: the fence keeps them from committing."""
+    return [
+        pod
+        for pod in pods
+        if pod["metadata"].get("labels", {}).get(names.LABEL_ROLE) == names.ROLE_TRAIN
+        and any(owner.get("kind") == "Job" for owner in pod["metadata"].get("ownerReferences") or ())
+        and pod_end(pod) is None
+        and not _is_lost(pod, now)
+    ]
+
+
 def named(pods: Sequence[Manifest]) -> str:
     """The first three of them, with their nodes, and how many more."""
     more = f" and {len(pods) - 3} more" if len(pods) > 3 else ""

@@ -37,6 +37,27 @@ def test_the_claim_and_the_secrets_are_looked_at_before_anything_is_made():
     assert scene.needs.prerequisites == (CLAIM, PULL, SECRET)
 
 
+def test_the_first_attempt_waits_for_pods_of_a_deleted_job_of_this_name_that_still_save():
+    scene = Scene()
+    scene.step()
+    scene.end(None, None, [scene.ended_pod(None, 0, prepared_outcome(), reason="Completed")])
+    old = {"name": "bot-7-0-x", "deletionTimestamp": "2026-01-01T12:02:00Z"}
+    old["labels"] = {"sftjob.dev/job-name": "bot", "sftjob.dev/role": "train", "sftjob.dev/attempt": "7"}
+    old["ownerReferences"] = [{"kind": "Job", "uid": "of-an-earlier-job"}]
+    scene.pods.append(scene.pod(None, 0, phase="Running", metadata=old))
+    scene.step(5)
+    assert scene.jobs() == []
+    assert scene.says("Running") == ("False", "NameTaken")
+    assert scene.condition("Running")["message"] == (
+        "pods of an earlier SFTJob of this name still save and stop: pod bot-7-0-x on node node-0"
+    )
+    assert scene.last.requeue_after == 5
+    scene.step(60)
+    assert scene.jobs() == []
+    scene.step(120)
+    assert scene.attempt(1)["state"] == "Pending", "a dead node holds nothing up"
+
+
 WORKERS = {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]}
 
 
