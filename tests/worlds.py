@@ -211,9 +211,13 @@ class Scene:
                 self.objects[ref_of(manifest)] = self._stored(manifest)
             case Patch(ref, patch):
                 self.objects[ref] = merge(self.objects[ref], patch)
-            case Delete(ref, uid):
+            case Delete(ref, uid, foreground):
                 there = self.objects.get(ref)
-                if there is not None and uid in (None, there["metadata"]["uid"]):
+                if there is None or uid not in (None, there["metadata"]["uid"]):
+                    return
+                if foreground:  # until `gone`
+                    there["metadata"]["deletionTimestamp"] = _time(self.now)
+                else:
                     del self.objects[ref]
 
     def _stored(self, manifest: Manifest) -> Manifest:
@@ -253,6 +257,13 @@ class Scene:
             "active": active,
             "conditions": [{"type": "Suspended", "status": "True", "reason": "JobSuspended"}],
         }
+
+    def gone(self, number: int | None) -> None:
+        """The pods of a Job that is being deleted are down, and so it goes, too."""
+        child = self.job(number)
+        assert child["metadata"]["deletionTimestamp"]
+        del self.objects[ref_of(child)]
+        self.pods = []
 
     def end(
         self,

@@ -30,6 +30,7 @@ from sftjob_operator.metrics import Metrics
 from sftjob_operator.planning.hardware import quantity_bytes
 from sftjob_operator.reconcile import Reconciler
 from sftjob_operator.resync import resync
+from sftjob_operator.scope import watchable
 from sftjob_operator.settings import Settings
 from sftjob_operator.worker import Workers
 from sftjob_operator.workqueue import WorkQueue
@@ -98,10 +99,15 @@ class Operator:
             await self._until_stop(served, lost)
         if self.stop.is_set():
             return
+        async with _owned(watchable(self.cluster, self.settings.namespaces), "scope") as scope:
+            await self._until_stop(scope, lost)
+        if self.stop.is_set():
+            return
+        watched = scope.result()
         self.metrics.on_watch()
         async with (
-            _owned(self._inform(), "informer") as informer,
-            _owned(resync(self.cluster, self.view, self.queue, self.settings), "resync") as slow,
+            _owned(self._inform(watched), "informer") as informer,
+            _owned(resync(self.cluster, self.view, self.queue, self.settings, watched), "resync") as slow,
             _owned(self.workers.run(), "workers") as workers,
         ):
             await self._until_stop(informer, slow, workers, lost)
@@ -119,7 +125,7 @@ class Operator:
                 logger.warning("the API server cannot be asked: %s", error)
             await asyncio.sleep(CRD_RETRY_SECONDS)
 
-    async def _inform(self) -> None:
+    async def _inform(self, watched: tuple[str, ...]) -> None:
         settings = kopf.OperatorSettings()
         handlers.configure(settings)
         before = asyncio.all_tasks()
@@ -127,8 +133,8 @@ class Operator:
             registry=handlers.registry(self.view, self.queue, self.connection),
             settings=settings,
             standalone=True,
-            clusterwide=not self.settings.namespaces,
-            namespaces=self.settings.namespaces,
+            clusterwide=not watched,
+            namespaces=watched,
             # Else Kopf asks for the user's name, and a bare UID has none.
             identity=cast(Any, "sftjob-operator"),
         )

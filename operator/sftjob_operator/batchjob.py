@@ -46,6 +46,11 @@ class BatchJob:
         return self.ref.name
 
     @property
+    def queue(self) -> str | None:
+        """Kueue's queue, which decides when it runs."""
+        return self.labels.get(names.LABEL_QUEUE)
+
+    @property
     def finished(self) -> bool:
         """Nothing of it runs any more, or ever will."""
         return self.complete or self.failed is not None

@@ -42,10 +42,12 @@ class Patch:
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete with background propagation; `uid` None = whatever has this name."""
+    """Delete with its dependents; `uid` None = whatever has this name."""
 
     ref: Ref
     uid: str | None = None
+    foreground: bool = False
+    """It stays, being deleted, until its dependents are gone; else they follow it."""
 
 
 Effect = Create | Check | Apply | Patch | Delete

@@ -35,6 +35,8 @@ FATAL = (FailureClass.USER_ERROR, FailureClass.VOLUME_FULL)
 UNCHARGED = (FailureClass.DISRUPTED, FailureClass.INTERRUPTED)
 """The job is not to blame: these do not count towards failurePolicy.maxRestarts."""
 _COLLATERAL = (FailureClass.INTERRUPTED, FailureClass.PEER_LOST, FailureClass.HOST_OUT_OF_MEMORY)
+_GONE = ("ContainerStatusUnknown", "Unknown")
+"""Words of a kubelet and of containerd that, after a reboot, no longer know how a container ended."""
 _SIGTERM = 143  # nobody was there to handle it
 _EXIT = re.compile(r"failed with exit code (\d+) matching")
 
@@ -45,7 +47,7 @@ _WORDS = {
     FailureClass.PEER_LOST: "another pod of the gang was lost",
     FailureClass.INTERRUPTED: "the pod was asked to stop",
     FailureClass.FENCED: "a newer run of this job owns the volume",
-    FailureClass.GPU_OUT_OF_MEMORY: "a GPU ran out of memory; set spec.deepspeed.microBatchSize lower",
+    FailureClass.GPU_OUT_OF_MEMORY: "a GPU ran out of memory",
     FailureClass.HOST_OUT_OF_MEMORY: "killed, almost always by the memory limit; raise limits.memory",
     FailureClass.NETWORK: "a download failed",
     FailureClass.DISRUPTED: "the cluster took the pod (eviction, drain, preemption or deletion)",
@@ -134,16 +136,18 @@ def _class(end: PodEnd) -> FailureClass:
     # Pods that were taken die of it in various ways; what they found wrong themselves still counts.
     if end.disrupted and (said is None or said in _COLLATERAL):
         return FailureClass.DISRUPTED
-    if end.deleted and said is None and cls is FailureClass.HOST_OUT_OF_MEMORY and end.word != "OOMKilled":
-        return FailureClass.INTERRUPTED  # killed at the end of its grace period
+    killed = cls in (FailureClass.HOST_OUT_OF_MEMORY, FailureClass.DISRUPTED) and end.word != "OOMKilled"
+    if end.deleted and said is None and killed:
+        return FailureClass.INTERRUPTED  # at the end of its grace period, or before it ran
     return cls
 
 
 def _by_exit_code(end: PodEnd) -> FailureClass:
     if end.word == "OOMKilled":
         return FailureClass.HOST_OUT_OF_MEMORY
-    if end.exit_code is None:
-        return FailureClass.DISRUPTED  # failed without ever running: evicted, preempted, refused by the node
+    if end.exit_code is None or end.word in _GONE:
+        # Failed without ever running (evicted, preempted, refused by the node), or with a node that went down.
+        return FailureClass.DISRUPTED
     return exit_class(end.exit_code)
 
 

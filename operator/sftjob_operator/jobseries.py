@@ -23,7 +23,14 @@ from sftjob_operator.planning.hardware import quantity_bytes
 from sftjob_operator.policy.quota import present
 from sftjob_operator.reports import parse_time
 
-CLASSES = (*(str(cls) for cls in FailureClass), "Diverged", "NodeLost", "Resized", "SpecChanged")
+CLASSES = (
+    *(str(cls) for cls in FailureClass),
+    "Diverged",
+    "Incomplete",
+    "NodeLost",
+    "Resized",
+    "SpecChanged",
+)
 PHASES = (
     *("Pending", "Preparing", "Queued", "Starting", "Running", "Restarting", "Suspending", "Suspended"),
     *("Resizing", "Rejected", "Succeeded", "Failed"),

@@ -56,18 +56,20 @@ def needs(job: SFTJob, jobs: Sequence[Manifest], now: datetime) -> Needs:
         resized = watched and seen.attempt_open and focus.pods != job.spec.workers.nodes
         return Needs(
             prerequisites=tuple(prerequisites(job, seen.prepared)) if resized else (),
-            pods=unready or stopping,
+            pods=unready or stopping or focus.deleting,
             progress=watched and seen.attempt_open and focus.ready > 0,
             pod_labels=labels,
             hardware=resized,
         )
     ahead = not job.spec.suspend
+    # Before the first attempt, which would take the volume from pods of an earlier SFTJob of this name.
+    first = ahead and seen.number == 0 and (focus is not None or seen.prepared.result() is not None)
     return Needs(
         jobs=unseen,
         prerequisites=tuple(prerequisites(job, seen.prepared)) if ahead else (),
         sftjobs=ahead and focus is None and seen.prepared.result() is None,
-        pods=focus is not None,
-        pod_labels=labels,
+        pods=focus is not None or first,
+        pod_labels={names.LABEL_JOB: job.name} if first else labels,
         hardware=ahead,
     )
 

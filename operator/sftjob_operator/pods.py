@@ -27,6 +27,8 @@ _IMAGE_REASONS = (
 # Of the scheduler: a claim without a volume, and a provisioner that it has waited for in vain.
 _UNBOUND = ("unbound immediate PersistentVolumeClaims", "VolumeBinding")
 
+_SIDECAR_SECONDS = 120.0  # one that ends by itself has done so by then
+
 
 @dataclass(frozen=True)
 class Trouble:
@@ -99,13 +101,32 @@ def trouble(pods: Sequence[Manifest], job: BatchJob, now: datetime) -> Trouble:
     ends = [end for end in map(pod_end, pods) if end is not None]
     if ends:  # and the Job's controller has not said so yet
         well = all(end.exit_code == 0 for end in ends)
-        return Trouble("Finishing" if well else "Stopping", f"{len(ends)} of {job.pods} pods have ended")
+        words = f"{len(ends)} of {job.pods} pods have ended{_held_up(pods, now)}"
+        return Trouble("Finishing" if well else "Stopping", words)
     if len(pods) < job.pods - job.succeeded:
         return Trouble(
             "PodsNotCreated",
             f"{len(pods)} of {job.pods} pods exist: kubectl describe job {job.name} says why",
         )
     return Trouble("ContainerCreating", f"{job.ready} of {job.pods} pods are ready")
+
+
+def _held_up(pods: Sequence[Manifest], now: datetime) -> str:
+    """Which containers keep a pod, and with it the job, long after ours has ended; empty where none does."""
+    for pod in pods:
+        ended = ((_container(pod) or {}).get("state") or {}).get("terminated") or {}
+        at = parse_time(ended.get("finishedAt"))
+        others = [
+            status["name"]
+            for status in (pod.get("status") or {}).get("containerStatuses") or ()
+            if status["name"] != names.CONTAINER and "running" in (status.get("state") or {})
+        ]
+        if others and at is not None and (now - at).total_seconds() >= _SIDECAR_SECONDS:
+            return (
+                f"; {_name(pod)} cannot end, for {', '.join(others)} still runs in it: have nothing injected into these "
+                "pods, or a sidecar that ends with them (an init container with restartPolicy: Always)"
+            )
+    return ""
 
 
 def lost_pod(pods: Sequence[Manifest], now: datetime) -> Manifest | None:
@@ -116,6 +137,24 @@ def lost_pod(pods: Sequence[Manifest], now: datetime) -> Manifest | None:
 def lost_pods(pods: Sequence[Manifest], now: datetime) -> list[Manifest]:
     """Those that should have been gone for half a minute and are still there: their nodes do not answer."""
     return [pod for pod in pods if _is_lost(pod, now)]
+
+
+def still_training(pods: Sequence[Manifest], now: datetime) -> list[Manifest]:
+    """Training pods of any Job that have not ended, but for those that are lost: the fence keeps them from committing."""
+    return [
+        pod
+        for pod in pods
+        if pod["metadata"].get("labels", {}).get(names.LABEL_ROLE) == names.ROLE_TRAIN
+        and any(owner.get("kind") == "Job" for owner in pod["metadata"].get("ownerReferences") or ())
+        and pod_end(pod) is None
+        and not _is_lost(pod, now)
+    ]
+
+
+def named(pods: Sequence[Manifest]) -> str:
+    """The first three of them, with their nodes, and how many more."""
+    more = f" and {len(pods) - 3} more" if len(pods) > 3 else ""
+    return ", ".join(f"{_name(pod)} on node {_node(pod)}" for pod in pods[:3]) + more
 
 
 def _is_lost(pod: Manifest, now: datetime) -> bool:

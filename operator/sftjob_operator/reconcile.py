@@ -218,9 +218,10 @@ class Reconciler:
                 await self._apply(body, manifest)  # never a Job: nothing in the view waits for it
             case Patch(ref, patch):
                 self._fresh.wrote(key, await self._cluster.patch(ref, patch))
-            case Delete(ref, uid):
-                await self._cluster.delete(ref, uid=uid)
-                self._fresh.deleted(key, uid)
+            case Delete(ref, uid, foreground):
+                await self._cluster.delete(ref, uid=uid, foreground=foreground)
+                if not foreground:
+                    self._fresh.deleted(key, uid)
 
     async def _check(self, manifest: Manifest) -> None:
         """A dry run. A name that is taken is the business of the creation."""

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import NoReturn, Protocol
 
-from sftjob_operator.api.names import LABEL_MANAGED_BY, MANAGED_BY
-from sftjob_operator.api.v1alpha1 import API_VERSION, KIND
 from sftjob_operator.cluster.base import ClusterError, Key
 from sftjob_operator.cluster.view import IndexView
+from sftjob_operator.scope import WATCHED, Lister, may_read
 from sftjob_operator.settings import Settings
 from sftjob_operator.workqueue import WorkQueue
 
@@ -22,19 +20,21 @@ logger = logging.getLogger(__name__)
 SPREAD = 0.5  # of the period, so that a thousand jobs do not come due at once
 
 
-class Lister(Protocol):
-    """What a resync asks of a cluster."""
-
-    async def uids(self, api: str, kind: str, namespace: str, labels: dict[str, str]) -> set[str]:
-        """Which objects there are."""
-
-
-async def resync(cluster: Lister, view: IndexView, queue: WorkQueue[Key], settings: Settings) -> NoReturn:
-    """For ever."""
+async def resync(
+    cluster: Lister, view: IndexView, queue: WorkQueue[Key], settings: Settings, watched: tuple[str, ...]
+) -> None:
+    """Until a namespace can be watched that is not among those `watched`: only another process takes it up."""
+    left = [name for name in settings.namespaces if name not in watched]
     while True:
         await asyncio.sleep(settings.resync_seconds)
         try:
-            await hide_ghosts(cluster, view, settings.namespaces)
+            for namespace in left:
+                if await may_read(cluster, namespace):
+                    logger.warning(
+                        "namespace %s can be watched now: ending, to start again with it", namespace
+                    )
+                    return
+            await hide_ghosts(cluster, view, watched)
         except ClusterError as error:
             logger.warning("resync: %s", error)
         keys = view.keys()
@@ -47,8 +47,8 @@ async def hide_ghosts(cluster: Lister, view: IndexView, namespaces: tuple[str, .
     held = view.uids()
     there: set[str] = set()
     for namespace in namespaces or ("",):
-        there |= await cluster.uids(API_VERSION, KIND, namespace, {})
-        there |= await cluster.uids("batch/v1", "Job", namespace, {LABEL_MANAGED_BY: MANAGED_BY})
+        for api, kind, labels in WATCHED:
+            there |= await cluster.uids(api, kind, namespace, labels)
     gone = held - there
     if gone:
         logger.info("%d objects had gone unnoticed", len(gone))

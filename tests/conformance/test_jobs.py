@@ -196,6 +196,24 @@ async def test_the_deletion_of_a_job_takes_its_pods_along(rig: Rig):
     await rig.until(no_pods, "the pods are gone", lambda: rig.pods("gone"))
 
 
+async def test_in_the_foreground_a_job_goes_after_its_pods(rig: Rig):
+    await rig.cluster.create(rig.job("last", LEAVE_WITH_74))
+    await rig.running("last", 2)
+    ref = rig.ref("Job", "last", BATCH)
+    await rig.cluster.delete(ref, foreground=True)
+    going = await rig.cluster.get(ref)
+    assert going is not None
+    assert going["metadata"]["deletionTimestamp"]
+
+    async def gone() -> bool:
+        pods = await rig.pods("last")
+        job = await rig.cluster.get(ref)
+        assert job is not None or not pods
+        return job is None
+
+    await rig.until(gone, "the Job is gone", lambda: rig.pods("last"))
+
+
 async def test_a_missing_config_map_is_waited_for(rig: Rig):
     volumes = ({"name": "conf", "configMap": {"name": "not-yet"}},)
     mounts = ({"name": "conf", "mountPath": "/etc/conf"},)

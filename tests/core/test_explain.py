@@ -169,7 +169,7 @@ def test_the_same_end_again_and_again_is_said():
     )
     assert "2 earlier attempts of bot failed too." in told
     assert "The last 5 attempts ended the same way." in told
-    assert told.count("microBatchSize lower") == 1
+    assert told.count("smaller spec.deepspeed.microBatchSize") == 1
 
 
 def test_pods_and_warnings_say_what_the_status_does_not_yet():

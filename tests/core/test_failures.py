@@ -180,6 +180,30 @@ def test_a_deleted_pod_that_was_killed_after_its_grace_period_was_interrupted():
     assert (record["reason"], record["charged"]) == ("Interrupted", False)
 
 
+def test_a_pod_that_is_deleted_before_it_ran_was_interrupted():
+    scene = running()
+    never = {"metadata": {"deletionTimestamp": "2026-01-01T12:00:01Z"}, "phase": "Failed"}
+    assert failed(scene, exited(74), scene.pod(1, 0, **never))["reason"] == "Interrupted"
+
+
+@pytest.mark.parametrize(("code", "word"), [(137, "ContainerStatusUnknown"), (255, "Unknown")])
+def test_a_container_of_which_nobody_knows_after_a_reboot_is_not_charged(code, word):
+    scene = running()
+    record = failed(scene, exited(code), scene.ended_pod(1, code, reason=word))
+    assert (record["reason"], record["charged"]) == ("Disrupted", False)
+
+
+def test_a_dead_node_that_the_peers_notice_first_is_not_charged():
+    scene = running()
+    told = failed_outcome("PeerLost", "rank 1 cannot be reached", last_verified_step=40)
+    dead = scene.pod(1, 1, phase="Running", metadata={"deletionTimestamp": "2026-01-01T12:00:10Z"})
+    scene.end(1, exited(73), [scene.ended_pod(1, 73, told), dead], kind="FailureTarget")
+    scene.step(60)
+    record = scene.attempt(1)
+    assert (record["reason"], record["charged"]) == ("NodeLost", False)
+    assert scene.status["lastVerifiedStep"] == 40, "what the peers said of the checkpoints counts"
+
+
 def test_a_cause_that_only_the_jobs_message_knows_counts_although_a_survivor_was_heard():
     scene = running()
     record = failed(scene, exited(137), scene.ended_pod(1, 73, failed_outcome("PeerLost"), 1))

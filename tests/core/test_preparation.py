@@ -7,9 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from sft_trainer.config import Outcome
+from sft_trainer.config import Outcome, PrepareConfig
 from sftjob_operator.api.objects import Ref
+from sftjob_operator.api.v1alpha1.workers import Prepare
+from sftjob_operator.desired import prepare
+from sftjob_operator.desired.config import prepare_config
 from sftjob_operator.effects import Create
+from sftjob_operator.policy.accept import read_sftjob
 from worlds import FACTS, Scene, exited, failed_outcome, prepared_outcome, sftjob, taken
 
 CLAIM = Ref("v1", "PersistentVolumeClaim", "team", "ws")
@@ -31,6 +35,80 @@ def test_the_claim_and_the_secrets_are_looked_at_before_anything_is_made():
     )
     scene.step()
     assert scene.needs.prerequisites == (CLAIM, PULL, SECRET)
+
+
+def test_the_first_attempt_waits_for_pods_of_a_deleted_job_of_this_name_that_still_save():
+    scene = Scene()
+    scene.step()
+    scene.end(None, None, [scene.ended_pod(None, 0, prepared_outcome(), reason="Completed")])
+    old = {"name": "bot-7-0-x", "deletionTimestamp": "2026-01-01T12:02:00Z"}
+    old["labels"] = {"sftjob.dev/job-name": "bot", "sftjob.dev/role": "train", "sftjob.dev/attempt": "7"}
+    old["ownerReferences"] = [{"kind": "Job", "uid": "of-an-earlier-job"}]
+    scene.pods.append(scene.pod(None, 0, phase="Running", metadata=old))
+    scene.step(5)
+    assert scene.jobs() == []
+    assert scene.says("Running") == ("False", "NameTaken")
+    assert scene.condition("Running")["message"] == (
+        "pods of an earlier SFTJob of this name still save and stop: pod bot-7-0-x on node node-0"
+    )
+    assert scene.last.requeue_after == 5
+    scene.step(60)
+    assert scene.jobs() == []
+    scene.step(120)
+    assert scene.attempt(1)["state"] == "Pending", "a dead node holds nothing up"
+
+
+WORKERS = {"nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]}
+
+
+@pytest.mark.parametrize(
+    ("modes", "own", "place"),
+    [
+        (["ReadWriteOnce"], {}, {"pool": "gpu"}),
+        (["ReadWriteOnce"], {"nodeSelector": {"pool": "cpu"}}, {"pool": "cpu"}),
+        (["ReadWriteMany"], {}, None),
+        (None, {}, None),
+    ],
+    ids=["on one node", "the user says where", "shared", "unknown"],
+)
+def test_on_a_volume_of_one_node_preparation_runs_where_training_will(modes, own, place):
+    workers = {"nodes": 1, "podTemplate": {"spec": WORKERS}}
+    scene = Scene(sftjob(workers=workers, prepare={"podTemplate": {"spec": own}}))
+    if modes is not None:
+        scene.found[CLAIM] = {"spec": {"accessModes": modes}}
+    scene.step()
+    pod = scene.job(None)["spec"]["template"]["spec"]
+    assert pod.get("nodeSelector") == place
+    assert ("tolerations" in pod) == (place == {"pool": "gpu"})
+
+
+def test_a_place_that_is_corrected_is_taken_up_by_preparation():
+    scene = Scene(sftjob(workers={"nodes": 1, "podTemplate": {"spec": {"nodeSelector": {"pool": "gpus"}}}}))
+    scene.found[CLAIM] = {"spec": {"accessModes": ["ReadWriteOnce"]}}
+    scene.step()
+    scene.manifest["spec"]["workers"]["podTemplate"]["spec"]["nodeSelector"]["pool"] = "gpu"
+    scene.step(5)
+    assert scene.job(None)["spec"]["template"]["spec"]["nodeSelector"] == {"pool": "gpu"}
+
+
+def test_a_release_that_knows_more_fields_prepares_nothing_again(monkeypatch):
+    class NewerConfig(PrepareConfig):
+        schema_version: int = 99
+        added: int = 5
+
+    class NewerPrepare(Prepare):
+        added: str = "new"
+
+    def newer(job):
+        old = dict(prepare_config(job))
+        del old["schema_version"]
+        return NewerConfig(**old)
+
+    job = read_sftjob(sftjob(data={"maxLength": 1024}))
+    before = prepare.prepare_input(job)
+    monkeypatch.setattr(prepare, "prepare_config", newer)
+    spec = job.spec.model_copy(update={"prepare": NewerPrepare()})
+    assert prepare.prepare_input(job.model_copy(update={"spec": spec})) == before
 
 
 @pytest.mark.parametrize(

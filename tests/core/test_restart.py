@@ -151,22 +151,58 @@ def test_what_the_job_is_not_to_blame_for_is_not_charged(message, reason):
     assert scene.attempt(2)["state"] == "Pending"
 
 
-@pytest.mark.parametrize(("number", "failed"), [(MOST_DISRUPTIONS, "False"), (MOST_DISRUPTIONS + 1, "True")])
-def test_a_cluster_that_takes_every_attempt_is_given_up_in_the_end(number, failed):
+@pytest.mark.parametrize(
+    ("taken_before", "failed"), [(MOST_DISRUPTIONS - 1, "False"), (MOST_DISRUPTIONS, "True")]
+)
+def test_a_cluster_that_takes_every_attempt_is_given_up_in_the_end(taken_before, failed):
     scene = running(maxRestarts=0)
-    ref = next(ref for ref in scene.objects if ref.name == "bot-1" and ref.kind == "Job")
-    later = scene.objects.pop(ref)
-    later["metadata"]["name"] = f"bot-{number}"
-    later["metadata"]["labels"]["sftjob.dev/attempt"] = str(number)
-    scene.objects[ref._replace(name=f"bot-{number}")] = later
-    scene.manifest["status"]["attempts"] = [
-        {"number": number, "state": "Running", "jobName": f"bot-{number}"}
-    ]
-    scene.end(number, taken())
+    scene.manifest["status"]["disruptions"] = taken_before
+    scene.end(1, taken())
     scene.step(5)
     assert scene.condition("Failed")["status"] == failed
     if failed == "True":
         assert "the cluster has taken 100 attempts" in scene.condition("Failed")["message"]
+
+
+def miss(scene: Scene, number: int, *others) -> None:
+    """One pod runs, the other never comes, and the first gives up."""
+    scene.starting(number, [scene.pod(number, 0, phase="Running"), *others])
+    scene.job(number)["status"]["ready"] = 1
+    scene.step(900)
+    told = failed_outcome("PeerLost", "1 of 2 ranks did not come within 900 s")
+    scene.end(number, exited(73), [scene.ended_pod(number, 73, told), *others])
+    scene.step()
+
+
+def test_a_gang_that_has_no_room_waits_for_it_charged_to_nobody_and_in_growing_pauses():
+    scene = Scene(sftjob(failurePolicy={"maxRestarts": 0}))
+    scene.prepare()
+    scene.step()
+    pauses = []
+    for number in range(1, 9):
+        miss(scene, number)
+        record = scene.attempt(number)
+        assert (record["reason"], record["charged"]) == ("Incomplete", False)
+        assert record["message"] == "not all of its pods came to run: 1 of 2 ranks did not come within 900 s"
+        pauses.append(scene.last.requeue_after)
+        scene.step(scene.last.requeue_after)
+    assert pauses == [10, 20, 40, 80, 160, 320, 600, 600]
+    assert (scene.status["restarts"], scene.status["disruptions"]) == (0, 0), "for as long as it takes"
+
+
+def test_a_pod_that_is_stopped_before_it_ran_does_not_hide_that_the_gang_was_incomplete():
+    scene = Scene(sftjob())
+    scene.prepare()
+    scene.step()
+    pulling = {"phase": "Failed", "metadata": {"deletionTimestamp": "2026-01-01T12:15:01Z"}}
+    miss(scene, 1, scene.pod(1, 1, **pulling))
+    assert scene.attempt(1)["reason"] == "Incomplete"
+
+
+def test_a_peer_that_is_lost_after_all_have_run_is_charged():
+    scene = running()
+    lose(scene, 1, exited(73), scene.ended_pod(1, 73, failed_outcome("PeerLost")))
+    assert (scene.attempt(1)["reason"], scene.attempt(1)["charged"]) == ("PeerLost", True)
 
 
 def test_the_three_newest_jobs_stay_for_their_logs():

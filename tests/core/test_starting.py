@@ -9,7 +9,7 @@ import pytest
 from sftjob_operator.api.objects import Ref
 from sftjob_operator.effects import Create
 from sftjob_operator.world import Refusal
-from worlds import Scene
+from worlds import Scene, sftjob
 
 PENDING = [
     (
@@ -167,6 +167,30 @@ def test_pods_that_end_are_not_said_to_be_created(code, reason, phase):
     assert scene.says("Running") == ("False", reason)
     assert scene.condition("Running")["message"] == "attempt 1: 1 of 2 pods have ended"
     assert scene.status["phase"] == phase
+
+
+@pytest.mark.parametrize("number", [None, 1], ids=["prepare", "attempt"])
+def test_a_sidecar_that_keeps_a_pod_is_named(number):
+    scene = Scene(sftjob(workers={"nodes": 1}))
+    scene.step() if number is None else scene.start()
+    pod = scene.ended_pod(number, 0)
+    ours = pod["status"]["containerStatuses"][0]
+    ours["state"]["terminated"]["finishedAt"] = "2026-01-01T12:00:00Z"
+    proxy = {"name": "istio-proxy", "image": "i", "state": {"running": {"startedAt": "2026-01-01T12:00:00Z"}}}
+    pod["status"] |= {"phase": "Running", "containerStatuses": [ours, proxy]}
+    scene.starting(number, [pod])
+    scene.step(60)
+    assert "istio-proxy" not in scene.condition("Running")["message"], "it may be about to end"
+    scene.step(60)
+    assert "cannot end, for istio-proxy still runs in it" in scene.condition("Running")["message"]
+
+
+def test_istio_injects_nothing_unless_the_user_says_so():
+    label = "sidecar.istio.io/inject"
+    scene = Scene(sftjob(workers={"podTemplate": {"metadata": {"labels": {label: "true"}}}}))
+    scene.start()
+    found = [scene.job(number)["spec"]["template"]["metadata"]["labels"][label] for number in (None, 1)]
+    assert found == ["false", "true"]
 
 
 @pytest.mark.parametrize(

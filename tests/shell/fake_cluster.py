@@ -113,7 +113,7 @@ class FakeCluster:
         self.objects[ref] = _merged(stored, patch)
         return self._touch(ref)
 
-    async def delete(self, ref: Ref, *, uid: str | None = None) -> None:
+    async def delete(self, ref: Ref, *, uid: str | None = None, foreground: bool = False) -> None:
         self._call("delete", ref.kind)
         stored = self.objects.get(ref)
         if stored is not None and uid in (None, stored["metadata"]["uid"]):

@@ -85,7 +85,7 @@ class Lister:
 async def test_every_key_comes_back_within_each_period_also_while_the_cluster_is_away() -> None:
     view, queue, lister = IndexView(), WorkQueue[Key](), Lister("a", "b")
     view.bind({Key("team", "a"): [body("a")], Key("team", "b"): [body("b")]}, {})
-    task = asyncio.create_task(resync(lister, view, queue, Settings(resync_seconds=100)))
+    task = asyncio.create_task(resync(lister, view, queue, Settings(resync_seconds=100), ()))
     seen: list[Key] = []
     for round_number in range(3):
         lister.broken = round_number == 1

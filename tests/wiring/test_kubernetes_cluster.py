@@ -218,6 +218,10 @@ async def test_deleting_names_the_uid_and_a_vanished_object_is_fine(
     script.answers.clear()
     script.say(409, status("Conflict", "the UID in the precondition does not match"))
     await cluster.delete(JOB, uid="u1")
+    script.answers.clear()
+    script.say(200, {})
+    await cluster.delete(JOB, uid="u1", foreground=True)
+    assert script.asked[-1][3]["propagationPolicy"] == "Foreground"
 
 
 async def test_secrets_are_read_without_their_content(script: Script, cluster: KubernetesCluster) -> None:

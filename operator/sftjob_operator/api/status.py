@@ -138,6 +138,7 @@ class AttemptStatus(StatusModel):
     exit_code: int | None = Field(None, description="Exit code of the pod that failed.")
     node: str | None = Field(None, description="Node of the pod that failed.")
     job_name: str = Field(description="The batch/v1 Job.")
+    plan_hash: str | None = Field(None, description="Digest of the plan it was made of (plan.hash).")
     runs: int = Field(
         1, description="Starts of this attempt: 0 before its Job is made, more than 1 after suspensions."
     )
@@ -213,6 +214,9 @@ class Status(StatusModel):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     restarts: int = Field(0, description="Failed attempts charged to failurePolicy.maxRestarts.")
+    disruptions: int = Field(
+        0, description="Failed attempts that the cluster or a user ended: not charged, and at most 100."
+    )
     attempts: Annotated[list[AttemptStatus], Field(max_length=10)] = Field(
         default_factory=list,
         description="The newest ten.",

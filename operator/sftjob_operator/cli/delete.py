@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +20,7 @@ from sftjob_operator.cluster.local import LocalCluster
 from sftjob_operator.cluster.local.errors import StateError
 from sftjob_operator.cluster.local.lock import exclusive
 from sftjob_operator.desired.claim import claim_name_in
+from sftjob_operator.pods import lost_pods, named
 
 REMOTE_SECONDS = 1.0
 _CHILDREN = (("batch/v1", "Job"), ("v1", "Pod"), ("v1", "ConfigMap"), ("v1", "Service"))
@@ -43,10 +46,28 @@ async def remote(place: Place, name: str, wait: bool, console: Console) -> None:
     """In a cluster: its children follow; what it left on the volume stays."""
     job = await jobs.find(place, name)
     await place.client.delete(jobs.ref(place, name), uid=job["metadata"]["uid"])
-    while wait and await jobs.pods(place, name):
-        await asyncio.sleep(REMOTE_SECONDS)
+    lost = await _until_gone(place, name, console) if wait else []
     words = "is deleted" if wait else "is being deleted"
-    console.print(f"{name} {words}; its files on the volume stay", markup=False, highlight=False)
+    if lost:
+        words += f" but for {named(lost)}, which does not answer: what is on it goes when the node is back or removed"
+    console.print(
+        f"{name} {words}; its files on the volume stay", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+async def _until_gone(place: Place, name: str, console: Console) -> Sequence[Manifest]:
+    """Wait for its pods, saying for which; what is left then are those whose nodes have died."""
+    said: set[str] = set()
+    while pods := await jobs.pods(place, name):
+        lost = lost_pods(pods, datetime.now(UTC))
+        if len(lost) == len(pods):
+            return lost
+        waited = {str(pod["metadata"]["name"]) for pod in pods}
+        if waited != said:
+            said = waited
+            console.print(f"waiting for {named(pods)}", markup=False, highlight=False, soft_wrap=True)
+        await asyncio.sleep(REMOTE_SECONDS)
+    return []
 
 
 async def _delete(cluster: LocalCluster, key: Key) -> None:

@@ -19,6 +19,7 @@ from sftjob_operator.cli.errors import CliError
 from sftjob_operator.cli.load import load, load_json, parse
 from sftjob_operator.cluster.base import Manifest, Rejected
 from sftjob_operator.cluster.local import admission
+from sftjob_operator.desired.claim import claim, may_be_shared
 from sftjob_operator.desired.job import attempt_config_map, attempt_job
 from sftjob_operator.desired.podspec import CONFIG, RUN, WORKSPACE
 from sftjob_operator.desired.prepare import prepare_children
@@ -42,7 +43,8 @@ def render(file: Path, facts_file: Path | None, namespace: str | None, settings:
     if isinstance(chosen, NoFit):
         raise CliError(f"{file}: {no_fit_message(job.spec, facts.model, Hardware(), chosen)}", 1)
     parts = [_heading(job, facts_file)]
-    parts += [_yaml(manifest) for manifest in prepare_children(job, settings, 1)]
+    shared = job.spec.workspace.claim_template is None or may_be_shared(claim(job))
+    parts += [_yaml(manifest) for manifest in prepare_children(job, settings, 1, shared=shared)]
     parts += [
         _yaml(manifest)
         for manifest in (

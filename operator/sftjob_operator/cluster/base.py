@@ -58,8 +58,8 @@ class Cluster(Protocol):
     async def patch(self, ref: Ref, patch: Manifest) -> Manifest:
         """JSON merge patch; NotFound when it is not there."""
 
-    async def delete(self, ref: Ref, *, uid: str | None = None) -> None:
-        """Delete with background propagation; not there (or another uid) is fine."""
+    async def delete(self, ref: Ref, *, uid: str | None = None, foreground: bool = False) -> None:
+        """Delete with background or foreground propagation; not there (or another uid) is fine."""
 
     async def get(self, ref: Ref) -> Manifest | None:
         """Read one object from the API server, None when it is not there."""

@@ -71,9 +71,10 @@ class KubernetesCluster:
         query = {"fieldManager": self.field_manager}
         return await self._api.json("PATCH", address(ref), query=query, body=patch, content_type=MERGE)
 
-    async def delete(self, ref: Ref, *, uid: str | None = None) -> None:
-        """Background propagation, and only the object we have seen."""
-        options: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+    async def delete(self, ref: Ref, *, uid: str | None = None, foreground: bool = False) -> None:
+        """Only the object we have seen."""
+        propagation = "Foreground" if foreground else "Background"
+        options: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
         if uid is not None:
             options["preconditions"] = {"uid": uid}
         try:

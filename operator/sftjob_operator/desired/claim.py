@@ -40,6 +40,18 @@ def claim(job: SFTJob) -> Manifest:
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": about, "spec": spec}
 
 
+def may_be_shared(claim: Manifest) -> bool:
+    """Whether several nodes can mount it; also where nobody knows."""
+    modes = access_modes(claim)
+    return not modes or "ReadWriteMany" in modes
+
+
+def access_modes(claim: Manifest) -> list[str]:
+    """What its volume can do; before there is one, what it asks for."""
+    found = (claim.get("status") or {}).get("accessModes") or (claim.get("spec") or {}).get("accessModes")
+    return list(found or ())
+
+
 def is_of(claim: Manifest, job: SFTJob) -> bool:
     """Whether `claim` was made for this SFTJob, or kept from an earlier one of its name."""
     labels = claim["metadata"].get("labels") or {}

@@ -37,6 +37,9 @@ _CACHES = {
     "XDG_CACHE_HOME": "/tmp/cache",
 }
 
+# Istio's proxy does not end with the trainer, and would keep the pod and its GPUs for ever.
+_NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
+
 
 @dataclass(frozen=True)
 class Part:
@@ -61,7 +64,7 @@ def pod_template(job: SFTJob, settings: Settings, part: Part) -> Manifest:
     """The PodTemplateSpec."""
     theirs = part.template
     annotations = {**part.annotations, **theirs.metadata.annotations}
-    labels = {**theirs.metadata.labels, **part.labels}
+    labels = {**_NO_SIDECAR, **theirs.metadata.labels, **part.labels}
     return {
         "metadata": {"labels": labels, **({"annotations": annotations} if annotations else {})},
         "spec": _spec(job, settings, part),

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sft_trainer.config import COLLECT_FILE, PREPARE_FILE, CollectConfig
 from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.v1alpha1 import SFTJob
+from sftjob_operator.api.v1alpha1.pods import PodTemplate
 from sftjob_operator.desired.children import config_map, digest, job_labels, metadata
 from sftjob_operator.desired.config import prepare_config, secret_prefixes
 from sftjob_operator.desired.failurepolicy import pod_failure_policy
 from sftjob_operator.desired.podspec import Part, pod_template, resources
 from sftjob_operator.settings import Settings
 
+_PLACE = ("node_selector", "tolerations", "affinity")
+
 
 def prepare_input(job: SFTJob) -> str:
     """Digest of everything in the spec that decides what preparation does: another one is another preparation.
 
-    The operator's own image is not in it: its upgrade is no reason to do again what has been done.
+    Nothing of the operator's own is in it, and no default: an upgrade alone must not end a preparation, nor do again
+    what has been done.
     """
     spec = job.spec
     pod = {
@@ -25,10 +31,12 @@ def prepare_input(job: SFTJob) -> str:
         "imagePullSecrets": [secret.name for secret in spec.workers.image_pull_secrets],
         "secret": None if spec.model.secret_ref is None else spec.model.secret_ref.name,
         "dataSecrets": sorted(secret_prefixes(job)),
-        "prepare": spec.prepare.model_dump(mode="json"),
-        "workspace": spec.workspace.model_dump(mode="json"),
+        "prepare": spec.prepare.model_dump(mode="json", exclude_defaults=True),
+        "workspace": spec.workspace.model_dump(mode="json", exclude_defaults=True),
     }
-    work = prepare_config(job).model_dump(mode="json", exclude={"job"})
+    if place := _place_of_workers(job):
+        pod["place"] = place
+    work = prepare_config(job).model_dump(mode="json", exclude={"job"}, exclude_defaults=True)
     return digest([work, pod], 16)
 
 
@@ -38,11 +46,12 @@ def prepare_name(job: SFTJob, input_digest: str, number: int) -> str:
 
 
 def prepare_children(
-    job: SFTJob, settings: Settings, number: int, collect: CollectConfig | None = None
+    job: SFTJob, settings: Settings, number: int, collect: CollectConfig | None = None, *, shared: bool = True
 ) -> list[Manifest]:
     """ConfigMap and Job of the `number`-th try, in the order in which they are created.
 
-    `collect` is no part of its input: it changes with other jobs, and counts as it was when these were made.
+    `collect` is no part of its input: it changes with other jobs, and counts as it was when these were made. `shared`:
+    the volume can be mounted on any node, wherever this pod runs.
     """
     input_digest = prepare_input(job)
     name = prepare_name(job, input_digest, number)
@@ -63,13 +72,29 @@ def prepare_children(
                 "backoffLimit": 0,
                 "podReplacementPolicy": "Failed",
                 "podFailurePolicy": pod_failure_policy(),
-                "template": pod_template(job, settings, _part(job, name)),
+                "template": pod_template(job, settings, _part(job, name, shared)),
             },
         },
     ]
 
 
-def _part(job: SFTJob, name: str) -> Part:
+def _place_of_workers(job: SFTJob) -> dict[str, Any]:
+    """Where the training pod is to run, if preparation says nothing of its own place."""
+    ours, theirs = job.spec.prepare.pod_template.spec, job.spec.workers.pod_template.spec
+    if job.spec.workers.nodes > 1 or any(getattr(ours, name) for name in _PLACE):
+        return {}
+    return {name: getattr(theirs, name) for name in _PLACE if getattr(theirs, name)}
+
+
+def _template(job: SFTJob, shared: bool) -> PodTemplate:
+    """The first pod on a volume of one node or zone decides which one: it had better be one for the training pod."""
+    template = job.spec.prepare.pod_template
+    if shared:
+        return template
+    return template.model_copy(update={"spec": template.spec.model_copy(update=_place_of_workers(job))})
+
+
+def _part(job: SFTJob, name: str, shared: bool) -> Part:
     spec, secret = job.spec.prepare, job.spec.model.secret_ref
     secrets: list[Manifest] = [] if secret is None else [{"secretRef": {"name": secret.name}}]
     secrets += [
@@ -81,6 +106,6 @@ def _part(job: SFTJob, name: str) -> Part:
         labels=names.labels(job.name, names.ROLE_PREPARE),
         resources=resources(spec.resources),
         env=spec.env,
-        template=spec.pod_template,
+        template=_template(job, shared),
         env_from=secrets,
     )

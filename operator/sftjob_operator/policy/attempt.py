@@ -7,16 +7,17 @@ from dataclasses import replace
 from sft_trainer.config import FailureClass, TrainResult
 from sftjob_operator.api.objects import Manifest, Ref
 from sftjob_operator.api.status import AttemptStatus, ProgressStatus, ResultStatus, Status
+from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.effects import Delete
-from sftjob_operator.failure import disrupted, failure, node_lost, without_result
+from sftjob_operator.failure import Failure, disrupted, failure, node_lost, without_result
 from sftjob_operator.observe import Observed
 from sftjob_operator.pods import PodEnd, lost_pod, of_job, pod_end
 from sftjob_operator.policy.decision import STOPPING_SECONDS, Answer, Decision, Say, not_accepted, not_running
 from sftjob_operator.policy.quota import no_room, present, too_large, within_share
 from sftjob_operator.policy.records import live_record, made, new_record, with_outcome, with_record
 from sftjob_operator.policy.resize import is_resized, obstacle, resize, resized_words, was_stopped_to_resize
-from sftjob_operator.policy.restart import RESIZED, after_failure
+from sftjob_operator.policy.restart import INCOMPLETE, RESIZED, after_failure
 from sftjob_operator.policy.running import is_outdated, watch
 from sftjob_operator.policy.suspend import hold, paused
 from sftjob_operator.reports import decimal, rfc3339, sentence
@@ -31,12 +32,11 @@ def follow(world: World, seen: Observed) -> Answer:
     job, child = world.job, seen.attempt
     record = seen.record or new_record(job, seen.number)
     if child is None:  # the API server itself was asked (needs.jobs)
-        return after_failure(world, record, disrupted(f"its Job {record.job_name} was deleted"), None)
+        return after_failure(world, record, _deleted(job, record), None)
     record = made(record)
-    if child.deleting:
-        message = f"attempt {record.number}: Job {child.name} is being deleted"
-        return Decision(job.status, not_running("Stopping", message), requeue=STOPPING_SECONDS)
     pods = None if world.pods is None else of_job(world.pods, child)
+    if child.deleting:
+        return _being_deleted(world, seen, record, child, pods)
     if child.finished or child.failing is not None:
         return _ended(world, record, child, pods)
     if _is_to_be_replaced(world, record, child):
@@ -53,6 +53,31 @@ def follow(world: World, seen: Observed) -> Answer:
     if lost is not None:
         return _lost(world, record, child, lost)
     return watch(world, record, child)
+
+
+def _being_deleted(
+    world: World, seen: Observed, record: AttemptStatus, child: BatchJob, pods: list[Manifest] | None
+) -> Answer:
+    """Its pods save and stop: it stays until they are gone."""
+    lost = None if pods is None else lost_pod(pods, world.now)
+    if lost is not None:
+        return _lost(world, record, child, lost)
+    if world.job.spec.suspend:
+        return hold(world, world.job.status, child)
+    if child.queue is not None and child.pods != world.job.spec.workers.nodes:
+        return resize(world, seen, child)
+    message = f"attempt {record.number}: Job {child.name} is being deleted"
+    return Decision(world.job.status, not_running("Stopping", message), requeue=STOPPING_SECONDS)
+
+
+def _deleted(job: SFTJob, record: AttemptStatus) -> Failure:
+    """Why its Job is gone: we have stopped it (policy.suspend.stop), or somebody has deleted it."""
+    pods = job.status.nodes
+    if job.spec.suspend:
+        return Failure(FailureClass.INTERRUPTED, FailureClass.INTERRUPTED, "stopped by a suspension")
+    if pods not in (None, job.spec.workers.nodes) and record.state == "Running":
+        return disrupted(resized_words(job, pods), RESIZED)
+    return disrupted(f"its Job {record.job_name} was deleted")
 
 
 def _stands_still(world: World, status: Status, child: BatchJob) -> Decision:
@@ -93,9 +118,21 @@ def _ended(world: World, record: AttemptStatus, child: BatchJob, pods: list[Mani
     stopping = world.job.spec.suspend or child.suspended
     effects = () if child.finished or lost is None else (Delete(child.ref, child.uid),)
     why = failure(child, ends, stopping=stopping)
+    if why.cls is FailureClass.PEER_LOST:
+        why = _of_peers(record, why, lost)
     if why.cls is FailureClass.INTERRUPTED and was_stopped_to_resize(world.job, child):
-        why = replace(why, reason=RESIZED, message=resized_words(world.job, child))
+        why = replace(why, reason=RESIZED, message=resized_words(world.job, child.pods))
     return after_failure(world, record, why, child.finished_time, effects)
+
+
+def _of_peers(record: AttemptStatus, why: Failure, lost: Manifest | None) -> Failure:
+    """What the pods that missed the others cannot know: a node died, or some of the gang never ran."""
+    if lost is not None:
+        return replace(node_lost(lost), outcome=why.outcome)
+    if record.state == "Pending":  # at no time did all of them run
+        words = f"not all of its pods came to run: {why.message}"
+        return replace(why, cls=FailureClass.DISRUPTED, reason=INCOMPLETE, message=words)
+    return why
 
 
 def _lost(world: World, record: AttemptStatus, child: BatchJob, lost: Manifest) -> Answer:
@@ -123,7 +160,7 @@ def _resized(
 
 def _replaced(world: World, record: AttemptStatus, child: BatchJob) -> Answer:
     if was_stopped_to_resize(world.job, child):
-        why = disrupted(resized_words(world.job, child), RESIZED)
+        why = disrupted(resized_words(world.job, child.pods), RESIZED)
     else:
         why = disrupted("the spec was changed before its pods ran", "SpecChanged")
     config_map = Ref("v1", "ConfigMap", child.ref.namespace, child.name)

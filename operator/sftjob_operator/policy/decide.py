@@ -7,9 +7,11 @@ from dataclasses import replace
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.effects import Effect
 from sftjob_operator.observe import Observed, holds, is_settled, observe
+from sftjob_operator.pods import named, still_training
 from sftjob_operator.policy import attempt, deadline, preparation
 from sftjob_operator.policy.accept import objection
 from sftjob_operator.policy.decision import (
+    STOPPING_SECONDS,
     Answer,
     Decision,
     Transition,
@@ -96,13 +98,22 @@ def _onward(world: World, seen: Observed) -> Answer:
     facts = seen.prepared.result()
     if facts is None:
         return preparation.follow(world, seen)
-    return plan_and_start(world, seen, facts)
+    return _left_over(world, seen) or plan_and_start(world, seen, facts)
+
+
+def _left_over(world: World, seen: Observed) -> Decision | None:
+    """The first attempt would fence what the pods of an earlier SFTJob of this name are still saving."""
+    pods = [] if seen.number else still_training(world.pods or (), world.now)
+    if not pods:
+        return None
+    message = f"pods of an earlier SFTJob of this name still save and stop: {named(pods)}"
+    return Decision(world.job.status, not_running("NameTaken", message), requeue=STOPPING_SECONDS)
 
 
 def _living(seen: Observed) -> BatchJob | None:
-    """The prepare Job, if it could still run pods."""
+    """The prepare Job, if it could still have pods."""
     child = seen.preparing
-    return None if child is None or child.finished or child.deleting else child
+    return None if child is None or child.finished else child
 
 
 def _sooner(requeue: float | None, left: float | None) -> float | None:

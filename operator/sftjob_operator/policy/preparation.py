@@ -12,12 +12,13 @@ from datetime import timedelta
 from sftjob_operator.api.names import ANNOTATION_INPUT
 from sftjob_operator.api.objects import Ref
 from sftjob_operator.batchjob import BatchJob
-from sftjob_operator.desired.claim import claim_name
+from sftjob_operator.desired.claim import claim_name, may_be_shared
 from sftjob_operator.desired.collect import after_preparation
 from sftjob_operator.desired.job import attempt_job
 from sftjob_operator.desired.prepare import prepare_children
 from sftjob_operator.effects import Check, Create, Delete, Effect
 from sftjob_operator.failure import Failure, disrupted, failure, node_lost, without_result
+from sftjob_operator.needs import claim_ref
 from sftjob_operator.observe import Observed
 from sftjob_operator.pods import lost_pod, of_job, pod_end
 from sftjob_operator.policy.decision import (
@@ -51,13 +52,13 @@ def follow(world: World, seen: Observed) -> Answer:
         if kept.failure is not None:
             return _after_failure(world, seen, kept, kept.failure)
         return _create(world, seen)
-    if child.deleting:
+    lost = None if world.pods is None else lost_pod(of_job(world.pods, child), world.now)
+    if child.deleting and lost is None:
         return Decision(status, _preparing(f"Job {child.name} is being deleted"), requeue=STOPPING_SECONDS)
     if child.finished:
         return _read(world, seen, child)
-    if child.suspended:
+    if child.suspended and not child.deleting:
         return paused(status, child)
-    lost = None if world.pods is None else lost_pod(of_job(world.pods, child), world.now)
     if lost is not None:  # that Job would wait for ever
         return replace(_failed_try(world, seen, node_lost(lost), child), effects=_removal(child))
     if child.all_ready:
@@ -83,7 +84,8 @@ def _create(world: World, seen: Observed) -> Decision:
     if world.refusal is not None:
         return refused(world, job.status, world.refusal)
     collect = after_preparation(world.settings, claim_name(job), world.sftjobs, world.now)
-    manifests = prepare_children(job, world.settings, seen.prepared.tries + 1, collect)
+    shared = may_be_shared(world.prerequisites.get(claim_ref(job)) or {})
+    manifests = prepare_children(job, world.settings, seen.prepared.tries + 1, collect, shared=shared)
     # A training pod that the API server would refuse is better known now than when the data is ready.
     check = Check(attempt_job(job, world.settings, seen.number + 1))
     effects: tuple[Effect, ...] = (check, *(Create(manifest) for manifest in manifests))

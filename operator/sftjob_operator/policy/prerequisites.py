@@ -5,13 +5,11 @@ Missing is waiting, not failure: with GitOps things come in any order.
 
 from __future__ import annotations
 
-from sftjob_operator.desired.claim import claim_field
+from sftjob_operator.desired.claim import access_modes, claim_field, may_be_shared
 from sftjob_operator.needs import claim_ref, prerequisites
 from sftjob_operator.policy.decision import Say, not_running
 from sftjob_operator.prepared import Prepared
 from sftjob_operator.world import World
-
-_SHARED = "ReadWriteMany"
 
 
 def missing(world: World, prepared: Prepared) -> dict[str, Say] | None:
@@ -30,12 +28,10 @@ def not_shared(world: World) -> dict[str, Say] | None:
     """The pods of several nodes need one volume; None = they have it, or nobody knows."""
     nodes, ref = world.job.spec.workers.nodes, claim_ref(world.job)
     claim = world.prerequisites.get(ref) or {}
-    # The status has what the volume that was bound can do; the spec is all there is before.
-    modes = (claim.get("status") or {}).get("accessModes") or (claim.get("spec") or {}).get("accessModes")
-    if nodes == 1 or not modes or _SHARED in modes:
+    if nodes == 1 or may_be_shared(claim):
         return None
     message = (
-        f"{claim_field(world.job)}: PersistentVolumeClaim {ref.name} is {', '.join(modes)}, which {nodes} nodes "
-        f"cannot share: name a {_SHARED} claim, or set spec.workers.nodes: 1"
+        f"{claim_field(world.job)}: PersistentVolumeClaim {ref.name} is {', '.join(access_modes(claim))}, which {nodes} "
+        f"nodes cannot share: name a ReadWriteMany claim, or set spec.workers.nodes: 1"
     )
     return not_running("VolumeNotShared", message)

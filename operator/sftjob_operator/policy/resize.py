@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.batchjob import BatchJob
-from sftjob_operator.effects import Effect, Patch
 from sftjob_operator.observe import Observed
 from sftjob_operator.planning.advice import no_fit_message
 from sftjob_operator.planning.plan import NoFit
@@ -18,7 +17,7 @@ from sftjob_operator.policy.prerequisites import missing, not_shared
 from sftjob_operator.policy.quota import no_room_to_grow
 from sftjob_operator.policy.records import live_record, with_record
 from sftjob_operator.policy.start import next_plan
-from sftjob_operator.policy.suspend import suspension
+from sftjob_operator.policy.suspend import stop
 from sftjob_operator.world import World
 
 
@@ -41,9 +40,9 @@ def _is_as_wanted(job: SFTJob, child: BatchJob) -> bool:
     return job.spec.suspend or job.spec.workers.nodes == child.pods
 
 
-def resized_words(job: SFTJob, child: BatchJob) -> str:
-    """For the record of the attempt that ends."""
-    return f"spec.workers.nodes was changed from {child.pods} to {job.spec.workers.nodes}"
+def resized_words(job: SFTJob, pods: int) -> str:
+    """For the record of the attempt of so many pods, which ends."""
+    return f"spec.workers.nodes was changed from {pods} to {job.spec.workers.nodes}"
 
 
 def obstacle(world: World, seen: Observed) -> str | None:
@@ -73,5 +72,4 @@ def resize(world: World, seen: Observed, child: BatchJob) -> Decision:
         f"the pods of {child.name} save a checkpoint and stop; attempt {seen.number + 1} goes on with "
         f"{job.spec.workers.nodes} nodes instead of {child.pods}"
     )
-    effects: tuple[Effect, ...] = () if child.suspended else (Patch(child.ref, suspension(True)),)
-    return Decision(status, not_running("Resizing", message), effects, STOPPING_SECONDS)
+    return Decision(status, not_running("Resizing", message), stop(child), STOPPING_SECONDS)

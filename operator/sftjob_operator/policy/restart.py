@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from itertools import takewhile
 
-from sft_trainer.config import UNPREPARED
+from sft_trainer.config import UNPREPARED, FailureClass
 from sftjob_operator.api.status import AttemptStatus, Status
 from sftjob_operator.api.v1alpha1.policies import FailurePolicy
 from sftjob_operator.effects import Effect
 from sftjob_operator.failure import Failure
 from sftjob_operator.policy.decision import Answer, Decision, Say, Transition, not_running
 from sftjob_operator.policy.records import with_outcome, with_record
+from sftjob_operator.policy.relief import WAY_OUT, relief_words, relieved
 from sftjob_operator.prepared import Prepared, stored
 from sftjob_operator.reports import parse_time, rfc3339, sentence
 from sftjob_operator.world import World
@@ -18,6 +20,8 @@ from sftjob_operator.world import World
 LONGEST_WAIT_SECONDS = 600.0
 MOST_DISRUPTIONS = 100
 """A cluster that takes every attempt is no place to train; each costs a model load."""
+INCOMPLETE = "Incomplete"
+"""Reason of an attempt that gave up before all its pods ran: a queue for room, as long as it takes."""
 RESIZED = "Resized"
 """Reason of an attempt that was ended for one of another size: that one need not wait."""
 _RECORD_MESSAGE = 512
@@ -38,7 +42,6 @@ def after_failure(
             "state": "Failed",
             "reason": why.reason,
             "message": sentence(why.message, _RECORD_MESSAGE),
-            "charged": why.charged,
             "exit_code": why.exit_code,
             "node": why.node,
             "finished_time": rfc3339(finished or world.now),
@@ -50,14 +53,22 @@ def after_failure(
             ),
         }
     )
+    # A plan of the operator's own that was too large is not the job's fault; there are only so many smaller ones.
+    charged = why.charged and relieved(with_record(status, ended)) is None
+    ended = ended.model_copy(update={"charged": charged})
     status = with_outcome(with_record(status, ended), outcome, world.now)
-    over = _budget(policy, why, status.restarts, record.number)
+    over = _budget(policy, why, status, charged)
     if why.fatal or over is not None:
         message = why.message if over is None else f"{over}; the last attempt, {record.number}: {why.message}"
+        if why.cls is FailureClass.GPU_OUT_OF_MEMORY:
+            message = f"{message}; {WAY_OUT}"
         return failed(status, world.now, why.reason, message, effects)
-    restarts = status.restarts + (1 if why.charged else 0)
+    counts = {
+        "restarts": status.restarts + charged,
+        "disruptions": status.disruptions + _is_disruption(why),
+    }
     again = {"prepared": _forgotten(status)} if why.reason == UNPREPARED else {}
-    return Transition(status.model_copy(update={"restarts": restarts, **again}), effects)
+    return Transition(status.model_copy(update={**counts, **again}), effects)
 
 
 def _forgotten(status: Status) -> dict[str, object] | None:
@@ -84,7 +95,8 @@ def wait(world: World, record: AttemptStatus | None) -> Decision | None:
     if record is None or finished is None or record.reason == RESIZED:
         return None
     status = world.job.status
-    delay = wait_seconds(world.job.spec.failure_policy, status.restarts if record.charged else 1)
+    failures = status.restarts if record.charged else _in_a_row(status)
+    delay = wait_seconds(world.job.spec.failure_policy, failures)
     due = finished + timedelta(seconds=delay)
     if world.now >= due:
         return None
@@ -92,7 +104,7 @@ def wait(world: World, record: AttemptStatus | None) -> Decision | None:
     start = "from the beginning" if step is None else f"from the checkpoint of step {step}"
     message = (
         f"attempt {record.number} failed ({record.reason}): {record.message}; "
-        f"attempt {record.number + 1} starts at {rfc3339(due)} {start}"
+        f"attempt {record.number + 1} starts at {rfc3339(due)} {start}{relief_words(status)}"
     )
     remaining = (due - world.now).total_seconds()
     # What had no gang (it stood still) is not about to have it back: it has to ask for a share of the quota again.
@@ -106,10 +118,22 @@ def wait_seconds(policy: FailurePolicy, failures: int) -> float:
     return min(doubled, LONGEST_WAIT_SECONDS)
 
 
-def _budget(policy: FailurePolicy, why: Failure, restarts: int, number: int) -> str | None:
+def _in_a_row(status: Status) -> int:
+    """How often the newest attempts have waited for room in vain: while there is none, the GPUs that they take
+    meanwhile are better left to others.
+    """
+    newest_first = reversed(status.attempts)
+    return max(1, sum(1 for _ in takewhile(lambda attempt: attempt.reason == INCOMPLETE, newest_first)))
+
+
+def _is_disruption(why: Failure) -> bool:
+    return not why.charged and why.reason != INCOMPLETE
+
+
+def _budget(policy: FailurePolicy, why: Failure, status: Status, charged: bool) -> str | None:
     """Why there is no further attempt; None when there is."""
-    if why.charged and restarts >= policy.max_restarts:
+    if charged and status.restarts >= policy.max_restarts:
         return f"spec.failurePolicy.maxRestarts ({policy.max_restarts}) is used up"
-    if not why.charged and number - 1 - restarts >= MOST_DISRUPTIONS:
+    if _is_disruption(why) and status.disruptions >= MOST_DISRUPTIONS:
         return f"the cluster has taken {MOST_DISRUPTIONS} attempts"
     return None

@@ -23,6 +23,7 @@ from sftjob_operator.policy.decision import Decision, Say, not_running, revisit
 from sftjob_operator.policy.quota import asked, no_room
 from sftjob_operator.policy.records import made, new_record, with_record
 from sftjob_operator.policy.refusal import refused
+from sftjob_operator.policy.relief import estimated, relieved
 from sftjob_operator.policy.restart import RESIZED
 from sftjob_operator.reports import rfc3339
 from sftjob_operator.world import World
@@ -49,6 +50,7 @@ def plan_and_start(world: World, seen: Observed, facts: PrepareResult) -> Decisi
     if full is not None:
         return replace(full, status=status)
     record = seen.record if seen.announced and seen.record else new_record(job, seen.number + 1)
+    record = record.model_copy(update={"plan_hash": chosen.hash})
     message = f"attempt {record.number}: {job.spec.workers.nodes} pods are being created"
     says = not_running("ContainerCreating", message)
     size = {"nodes": job.spec.workers.nodes, "gpus": asked(job.spec.workers)}
@@ -66,6 +68,9 @@ def next_plan(world: World, facts: PrepareResult) -> Plan | NoFit:
     """The strategy of the attempt after the newest one."""
     job = world.job
     keep = job.status.plan if job.status.start_time is not None else None
+    lighter = relieved(job.status)
+    if lighter is not None:
+        keep = estimated(lighter, job.spec, facts.model, world.hardware)
     return plan(job.spec, facts.model, world.hardware, keep, resumes=may_have_saved(job.status))
 
 

@@ -8,16 +8,17 @@ from sftjob_operator.api import names
 from sftjob_operator.api.objects import Manifest
 from sftjob_operator.api.status import Status
 from sftjob_operator.batchjob import BatchJob
-from sftjob_operator.effects import Patch
-from sftjob_operator.pods import lost_pods, of_job
+from sftjob_operator.effects import Delete, Effect, Patch
+from sftjob_operator.pods import lost_pods, named, of_job, pod_end
 from sftjob_operator.policy.decision import STOPPING_SECONDS, Decision, Say
 from sftjob_operator.world import World
 
 
 def hold(world: World, status: Status, live: BatchJob | None) -> Decision:
     """The user wants nothing to run. `live` is the Job that could."""
-    lost = [] if live is None else lost_pods(of_job(world.pods or (), live), world.now)
-    if live is None or (live.suspended and live.active + live.terminating <= len(lost)):
+    pods = [] if live is None else of_job(world.pods or (), live)
+    lost = lost_pods(pods, world.now)
+    if live is None or _is_down(live, pods, len(lost)):
         message = f"spec.suspend is true; set it to false to go on{_left_behind(lost)}"
         return Decision(
             status,
@@ -27,24 +28,37 @@ def hold(world: World, status: Status, live: BatchJob | None) -> Decision:
             },
         )
     message = f"the pods of {live.name} save a checkpoint and stop"
-    effects = () if live.suspended else (Patch(live.ref, suspension(True)),)
     return Decision(
         status,
         {"Suspended": Say("False", "Suspending", message), "Running": Say("False", "Suspending", message)},
-        effects,
+        stop(live),
         STOPPING_SECONDS,
     )
+
+
+def stop(live: BatchJob) -> tuple[Effect, ...]:
+    """Its pods save a checkpoint and stop, if they have not been told to yet.
+
+    Kueue lets go of a suspended Job as long as its Workload is admitted. So one in a queue is deleted, which gives the
+    quota back; what goes on is another attempt.
+    """
+    if live.queue is not None:
+        return () if live.deleting else (Delete(live.ref, live.uid, foreground=True),)
+    return () if live.suspended or live.deleting else (Patch(live.ref, suspension(True)),)
+
+
+def _is_down(live: BatchJob, pods: Sequence[Manifest], lost: int) -> bool:
+    """No pod of it is left but for those that are lost."""
+    if live.deleting:
+        return 0 < lost == sum(pod_end(pod) is None for pod in pods)
+    return live.suspended and live.queue is None and live.active + live.terminating <= lost
 
 
 def _left_behind(lost: Sequence[Manifest]) -> str:
     """On a node that does not answer nobody can stop a pod; the fence keeps it from committing anything."""
     if not lost:
         return ""
-    names = ", ".join(
-        f"pod {pod['metadata']['name']} on node {pod['spec'].get('nodeName')}" for pod in lost[:3]
-    )
-    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-    return f"; left behind, because the node does not answer: {names}{more}"
+    return f"; left behind, because the node does not answer: {named(lost)}"
 
 
 def paused(status: Status, live: BatchJob) -> Decision:
@@ -53,8 +67,7 @@ def paused(status: Status, live: BatchJob) -> Decision:
         message = f"{live.name} goes on"
         running = {"Running": Say("False", "Resuming", message)}
         return Decision(status, running, (Patch(live.ref, suspension(False)),), STOPPING_SECONDS)
-    queue = live.labels.get(f"{names.QUEUE_PREFIX}queue-name")
-    where = f"in queue {queue}" if queue else "by whoever suspended its Job"
+    where = f"in queue {live.queue}" if live.queue else "by whoever suspended its Job"
     return Decision(status, {"Running": Say("False", "Queued", f"{live.name} is held {where}")})
 
 

@@ -25,9 +25,11 @@ CLASSES: Mapping[str, Advice] = {
         ("kubectl get pvc {claim}", "checkpoints {name}"),
     ),
     "GPUOutOfMemory": Advice(
-        "A GPU ran out of memory in a step.",
-        "Set spec.deepspeed.microBatchSize lower, spec.deepspeed.activationCheckpointing: Full, or zeroStage: 3.",
-        (LOGS,),
+        "A GPU ran out of memory in a step. What the spec leaves open is made smaller for the next attempt: the "
+        "micro-batch, at the same global batch, and then activation checkpointing. That is not charged.",
+        "Nothing while it is tried again. Where it has failed: delete it and apply it again under the same name with a "
+        "smaller spec.deepspeed.microBatchSize or activationCheckpointing: Full; it goes on from its checkpoints.",
+        ("kubectl get sftjob {name} -o jsonpath='{{.status.plan}}'", LOGS),
     ),
     "HostOutOfMemory": Advice(
         "A pod was killed, almost always by its own memory limit.",
@@ -72,6 +74,11 @@ CLASSES: Mapping[str, Advice] = {
         "A node died with a pod of the job on it. It is not charged.",
         "Nothing: the next attempt starts on other nodes.",
         ("kubectl get nodes",),
+    ),
+    "Incomplete": Advice(
+        "Some of its pods ran and others did not come in time, so those that ran gave their GPUs back. It is not charged.",
+        "Nothing: it is tried again, at growing intervals, until there is room. If one pod never comes, look why.",
+        ("kubectl get pods -l sftjob.dev/job-name={name}", "kubectl get nodes"),
     ),
     "Resized": Advice("spec.workers.nodes was changed while it ran; the next attempt has the new size.", ""),
     "SpecChanged": Advice(

@@ -99,8 +99,14 @@ _WORKING = {
         "",
         ("logs {name} -f",),
     ),
-    "Finishing": Advice("Pods have ended well, and the others are about to."),
-    "Stopping": Advice("The attempt has ended and its last pods are stopping."),
+    "Finishing": Advice(
+        "Pods have ended well, and the others are about to.",
+        "Nothing, unless a container is named: a sidecar that does not end keeps its pod, and the GPUs.",
+    ),
+    "Stopping": Advice(
+        "The attempt has ended and its last pods are stopping.",
+        "Nothing, unless a container is named: a sidecar that does not end keeps its pod, and the GPUs.",
+    ),
     "Restarting": Advice(
         "An attempt has failed; after a pause the next one goes on from the last verified checkpoint.",
         "Nothing, unless the same failure comes back: then see why it failed.",

@@ -61,9 +61,9 @@ class LocalCluster:
         """JSON merge patch."""
         return self._server.patch(ref, patch)
 
-    async def delete(self, ref: Ref, *, uid: str | None = None) -> None:
-        """With background propagation."""
-        self._server.delete(ref, uid=uid)
+    async def delete(self, ref: Ref, *, uid: str | None = None, foreground: bool = False) -> None:
+        """Foreground propagation is for Jobs."""
+        self._server.delete(ref, uid=uid, foreground=foreground)
 
     async def get(self, ref: Ref) -> Manifest | None:
         """One object."""

@@ -14,9 +14,9 @@ from sftjob_operator.cluster.local.store import Store
 from sftjob_operator.cluster.local.volumes import BOUND_TO, claim_directory
 
 
-def asked_to_go(pod: Manifest) -> Manifest:
-    """The pod with a deletion timestamp; its kubelet does the rest."""
-    return {**pod, "metadata": {**pod["metadata"], "deletionTimestamp": timestamp()}}
+def asked_to_go(item: Manifest) -> Manifest:
+    """The pod, or Job, with a deletion timestamp; its kubelet, or sync_job, does the rest."""
+    return {**item, "metadata": {**item["metadata"], "deletionTimestamp": timestamp()}}
 
 
 def collect_garbage(store: Store) -> None:
@@ -56,6 +56,12 @@ def sync_job(store: Store, job: Manifest, now: datetime) -> None:
     """Carry out what jobs.sync decides: the status first, so that a failure is known before its pods are gone."""
     ref, uid = ref_of(job), job["metadata"]["uid"]
     pods = [pod for pod in store.select("v1", "Pod", ref.namespace) if uid in owner_uids(pod)]
+    if is_terminating(job):
+        for left in pods:
+            _let_go(store, ref_of(left))
+        if not pods:
+            store.remove(ref)
+        return
     decision = jobs.sync(job, pods, now)
     job = store.put({**job, "status": decision.status})
     for name in decision.release:

@@ -68,13 +68,15 @@ class Server:
             raise Conflict(409, "Conflict", f"Operation cannot be fulfilled on {_named(ref)}: {words}")
         return self._replace(objects.merge_patch(old, patch), old)
 
-    def delete(self, ref: Ref, *, uid: str | None = None) -> None:
-        """Background propagation: dependents follow with the next tick. Pods get their grace period."""
+    def delete(self, ref: Ref, *, uid: str | None = None, foreground: bool = False) -> None:
+        """Dependents follow with the next tick; in the foreground a Job goes after its pods, which get their grace
+        period.
+        """
         admission.check_kind(ref)
         item = self._store.get(ref)
         if item is None or uid not in (None, item["metadata"]["uid"]):
             return
-        if ref.kind != "Pod":
+        if ref.kind != "Pod" and not (foreground and ref.kind == "Job"):
             self._store.remove(ref)
         elif not objects.is_terminating(item):
             self._store.put(controllers.asked_to_go(item))
