@@ -128,6 +128,29 @@ def test_waiting_in_a_queue_for_the_start_is_not_active_time():
     assert scene.says("Failed") == ("True", "DeadlineExceeded")
 
 
+def test_nor_is_it_once_the_attempt_that_waited_has_failed():
+    scene = Scene(sftjob(activeDeadlineSeconds=HOUR))
+    scene.prepare()
+    scene.step()
+    scene.job(1)["spec"]["suspend"] = True
+    scene.suspend(1)
+    scene.step(30 * HOUR)
+    assert "startTime" not in scene.attempt(1)
+    scene.job(1)["spec"]["suspend"] = False
+    scene.run(1)
+    scene.step(5)
+    started = scene.attempt(1)["startTime"]
+    scene.end(1, exited(70), [scene.ended_pod(1, 70)])
+    scene.step(5)
+    scene.step(595)
+    assert scene.attempt(1)["startTime"] == started
+    scene.run(2)
+    scene.step(HOUR - 700)
+    assert scene.says("Failed") == ("False", "InProgress")
+    scene.step(200)
+    assert scene.says("Failed") == ("True", "DeadlineExceeded")
+
+
 @pytest.mark.parametrize("how", ["complete", "failed"])
 def test_a_finished_job_goes_when_its_time_is_over(how: str):
     scene = Scene(sftjob(ttlSecondsAfterFinished=HOUR, failurePolicy={"maxRestarts": 0}))

@@ -142,6 +142,7 @@ class AttemptStatus(StatusModel):
     runs: int = Field(
         1, description="Starts of this attempt: 0 before its Job is made, more than 1 after suspensions."
     )
+    start_time: str | None = Field(None, description="When its pods were first let go, by a queue too.")
     resumed_from_step: int | None = Field(None, description="Step of the checkpoint it went on from.")
     last_step: int | None = Field(None, description="Last step it reported.")
     finished_time: str | None = Field(None, description="When it ended.")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sft_trainer.config import FailureClass
+from sftjob_operator.api.status import AttemptStatus
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.effects import Delete, Effect
 from sftjob_operator.failure import Failure
@@ -80,13 +81,21 @@ def _active_since(job: SFTJob, seen: Observed) -> datetime | None:
     )
     resumed = parse_time(suspended.last_transition_time) if suspended else None
     since = max(start, resumed or start)
-    earlier = (parse_time(each.finished_time) for each in job.status.attempts if each.number != seen.number)
-    is_first = all(ended is None or ended <= since for ended in earlier)
-    if not is_first:
-        return since
+    over = [each for each in job.status.attempts if _is_over(each, since)]
+    if over:
+        is_first = (
+            over[0].number == 1 or over[0] is not job.status.attempts[0]
+        )  # else older ones are forgotten
+        return max(since, parse_time(over[0].start_time) or since) if is_first else since
     if seen.attempt is None:  # it is about to be made
         return since if seen.number == 1 else None
     return max(since, seen.attempt.since or since)
+
+
+def _is_over(record: AttemptStatus, since: datetime) -> bool:
+    """Whether an attempt has ended after that time."""
+    ended = parse_time(record.finished_time)
+    return ended is not None and ended > since
 
 
 def _ended(seen: Observed) -> tuple[Effect, ...]:

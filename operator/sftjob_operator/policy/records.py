@@ -12,7 +12,7 @@ from sftjob_operator.api.status import AttemptStatus, CheckpointStatus, Status
 from sftjob_operator.api.v1alpha1 import SFTJob
 from sftjob_operator.batchjob import BatchJob
 from sftjob_operator.planning.hardware import mebibytes
-from sftjob_operator.reports import decimal, sentence, timestamp
+from sftjob_operator.reports import decimal, rfc3339, sentence, timestamp
 
 KEPT = 10
 
@@ -29,14 +29,15 @@ def made(record: AttemptStatus) -> AttemptStatus:
 
 
 def live_record(record: AttemptStatus, child: BatchJob) -> AttemptStatus:
-    """The record of an attempt whose Job lives; `runs` counts its starts."""
+    """The record of an attempt whose Job lives; `runs` counts its starts, the first of which is `start_time`."""
     if child.suspended:
         # A queue may suspend a Job as it is created: that was no start.
-        runs = record.runs - 1 if record.state == "Pending" else record.runs
-        return record.model_copy(update={"state": "Suspended", "runs": max(runs, 0)})
+        started = {} if record.state != "Pending" else {"runs": max(record.runs - 1, 0), "start_time": None}
+        return record.model_copy(update={"state": "Suspended", **started})
     runs = record.runs + (record.state == "Suspended")
     state = "Running" if child.all_ready or record.state == "Running" else "Pending"
-    return record.model_copy(update={"state": state, "runs": runs})
+    start_time = record.start_time or (rfc3339(child.since) if child.since else None)
+    return record.model_copy(update={"state": state, "runs": runs, "start_time": start_time})
 
 
 def with_record(status: Status, record: AttemptStatus) -> Status:

@@ -115,7 +115,7 @@ def _classified(end: RankEnd, interrupted: bool, oom_kills: int | None) -> tuple
     if end.status == ExitCode.KILLED or (end.status == -signal.SIGKILL and oom_kills != 0):
         return FailureClass.HOST_OUT_OF_MEMORY, (
             f"{name} was killed by SIGKILL: the container ran out of memory; "
-            "raise the memory in spec.workers.resources or lower deepspeed.microBatchSize"
+            "raise the memory in spec.workers.resources, which can be changed at any time"
         )
     if end.status == -signal.SIGKILL:
         return FailureClass.CRASH, f"{name} was killed by SIGKILL and not for memory: somebody sent it"
