@@ -240,6 +240,7 @@ def test_a_job_created_anew_with_other_batches_is_refused_and_with_more_steps_co
 
 
 def test_a_resume_takes_no_memory_for_the_files_and_keeps_none_of_them(tmp_path: Path) -> None:
+    gang.Job(tmp_path)  # its rows are there before the ranks, each of which would make them
     tiny.model(tmp_path / "models" / "large", hidden=768, layers=3)
     cells: list[dict[str, Any]] = [
         {"deepspeed__zeroStage": 2},
