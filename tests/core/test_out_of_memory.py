@@ -66,6 +66,16 @@ def test_each_further_attempt_has_a_smaller_plan_until_nothing_is_left_and_none_
     )
 
 
+def test_the_estimate_of_a_smaller_plan_is_in_the_precision_that_was_asked_for():
+    asked = {"globalBatchSize": 64, "precision": "fp32"}
+    scene = training(training=asked)
+    run_out(scene, 1)
+    scene.step(10)
+    plan = scene.status["plan"]
+    same = {name: plan[name] for name in ("zeroStage", "microBatchSize", "activationCheckpointing")}
+    assert plan["memory"]["perGPU"] == training(same, training=asked).status["plan"]["memory"]["perGPU"]
+
+
 def test_the_pods_of_the_next_attempt_get_the_smaller_plan_and_the_same_global_batch():
     scene = training()
     before = trained_with(scene, 1)

@@ -117,10 +117,9 @@ def test_a_plan_keeps_what_was_fixed_and_every_choice_of_its_own_is_a_legal_one(
     if "zero_optimization" in deepspeed.get("config", {}):
         fixed["zeroStage"] = 3
     assert {name: chosen[name] for name in fixed} == fixed
-    precision = expected_precision(intent(spec), hardware)
     asked = sftjob(
         workers=workers,
-        training={"precision": intent(spec).precision or precision, **training},
+        training={"precision": expected_precision(intent(spec), hardware), **training},
         deepspeed={**deepspeed, **chosen},
     )
     refuse_what_cannot_work_together(read_sftjob(asked).spec, intent(read_sftjob(asked).spec))

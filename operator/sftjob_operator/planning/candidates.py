@@ -79,7 +79,11 @@ def candidates(
 
 
 def expected_precision(wanted: Intent, hardware: Hardware) -> Precision:
-    """What the pods will choose (sft_trainer.precision): bf16 on a GPU, unless one is known not to have it."""
+    """What is asked for, or the pods will choose (sft_trainer.precision): bf16 on a GPU, unless one is known not to
+    have it.
+    """
+    if wanted.precision is not None:
+        return wanted.precision
     is_whole = wanted.zero_stage == 0 or wanted.stages == (0,)
     if wanted.accelerator == "cpu" or (hardware.gpu_bf16 is False and is_whole):
         return "fp32"

@@ -130,13 +130,12 @@ def plan(
         return NoFit(first, available or 0, indivisible=why)
     assumed = is_assumed(spec, hardware)
     smallest: Candidate | None = None
-    precision = wanted.precision or expected_precision(wanted, hardware)
     crowded: Candidate | None = None  # fits the GPU, but not the pod
     for candidate in candidates(
         spec,
         wanted,
         model,
-        precision,
+        expected_precision(wanted, hardware),
         known=available is not None,
         host_known=host is not None,
         resumed=keep if resumes else None,

@@ -26,11 +26,10 @@ def relieved(status: Status) -> PlanStatus | None:
     the planner has nothing left to change.
     """
     plan = status.plan
-    if plan is None or not any(
-        _ran_out(attempt.reason, attempt.plan_hash, plan) for attempt in status.attempts
-    ):
+    if plan is None:
         return None
-    return _lighter(plan)
+    ran_out = {each.plan_hash for each in status.attempts if each.reason == FailureClass.GPU_OUT_OF_MEMORY}
+    return _lighter(plan) if plan.hash in ran_out else None
 
 
 def relief_words(status: Status) -> str:
@@ -55,10 +54,6 @@ def estimated(plan: PlanStatus, spec: Spec, model: ModelFacts, hardware: Hardwar
                 need["host"] = mebibytes(each.memory.host)
             return plan.model_copy(update={"memory": plan.memory.model_copy(update=need)})
     return plan
-
-
-def _ran_out(reason: str | None, plan_hash: str | None, plan: PlanStatus) -> bool:
-    return reason == FailureClass.GPU_OUT_OF_MEMORY and plan_hash == plan.hash
 
 
 def _lighter(plan: PlanStatus) -> PlanStatus | None:
