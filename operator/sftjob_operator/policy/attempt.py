@@ -35,31 +35,30 @@ def follow(world: World, seen: Observed) -> Answer:
         return after_failure(world, record, _deleted(job, record), None)
     record = made(record)
     pods = None if world.pods is None else of_job(world.pods, child)
+    lost = None if pods is None else lost_pod(pods, world.now)
     if child.deleting:
-        return _being_deleted(world, seen, record, child, pods)
+        return _being_deleted(world, seen, record, child, lost)
     if child.finished or child.failing is not None:
-        return _ended(world, record, child, pods)
+        return _ended(world, record, child, pods, lost)
     if _is_to_be_replaced(world, record, child):
         return _replaced(world, record, child)
     # What has stopped goes on in its own size where there is no room for the other one any more.
     resized = is_resized(within_share(world) if child.suspended else world, child)
     if resized and (child.suspended or record.state == "Running"):
-        return _resized(world, seen, record, child, pods)
+        return _resized(world, seen, record, child, lost)
     if job.spec.suspend or child.suspended:
         record = live_record(record, child)
         status = with_record(job.status, record)
         return hold(world, status, child) if job.spec.suspend else _stands_still(world, status, child)
-    lost = None if pods is None else lost_pod(pods, world.now)
     if lost is not None:
         return _lost(world, record, child, lost)
     return watch(world, record, child)
 
 
 def _being_deleted(
-    world: World, seen: Observed, record: AttemptStatus, child: BatchJob, pods: list[Manifest] | None
+    world: World, seen: Observed, record: AttemptStatus, child: BatchJob, lost: Manifest | None
 ) -> Answer:
     """Its pods save and stop: it stays until they are gone."""
-    lost = None if pods is None else lost_pod(pods, world.now)
     if lost is not None:
         return _lost(world, record, child, lost)
     if world.job.spec.suspend:
@@ -93,7 +92,13 @@ def _stands_still(world: World, status: Status, child: BatchJob) -> Decision:
     return paused(status, child) if full is None else replace(full, status=status)
 
 
-def _ended(world: World, record: AttemptStatus, child: BatchJob, pods: list[Manifest] | None) -> Answer:
+def _ended(
+    world: World,
+    record: AttemptStatus,
+    child: BatchJob,
+    pods: list[Manifest] | None,
+    lost: Manifest | None,
+) -> Answer:
     if pods is None:  # seen only after this pass had read what it needs
         status = with_record(world.job.status, record)
         return Decision(
@@ -109,7 +114,6 @@ def _ended(world: World, record: AttemptStatus, child: BatchJob, pods: list[Mani
             return after_failure(world, record, why, child.finished_time)
         what = "the pod with index 0 left no result: was its export checked?"
         return after_failure(world, record, without_result(what), child.finished_time)
-    lost = lost_pod(pods, world.now)
     if not child.finished and len(ends) < len(pods) and lost is None:
         words = sentence(child.failing or "", 300)
         message = f"attempt {record.number} has failed, its other pods are stopping: {words}"
@@ -149,9 +153,8 @@ def _is_to_be_replaced(world: World, record: AttemptStatus, child: BatchJob) -> 
 
 
 def _resized(
-    world: World, seen: Observed, record: AttemptStatus, child: BatchJob, pods: list[Manifest] | None
+    world: World, seen: Observed, record: AttemptStatus, child: BatchJob, lost: Manifest | None
 ) -> Answer:
-    lost = None if pods is None else lost_pod(pods, world.now)
     if lost is not None:
         return _lost(world, record, child, lost)
     why = None if child.suspended else obstacle(world, seen)
