@@ -16,6 +16,7 @@ from sft_trainer import parameters, tensor_parallel
 from sft_trainer.config import Precision, TrainConfig
 from sft_trainer.errors import UserError
 from sft_trainer.lossscale import LossScaler
+from sft_trainer.model import counts
 from sft_trainer.optimizers import optimizer
 
 logger = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def with_fitting_bucket(settings: Mapping[str, Any], model: nn.Module) -> dict[s
     size = settings["zero_optimization"].get("reduce_bucket_size")
     if not isinstance(size, int | float):  # stage 0 has none
         return dict(settings)
-    trained = sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters() if p.requires_grad)
+    _, trained = counts(model)
     return merged(settings, {"zero_optimization": {"reduce_bucket_size": min(int(size), trained)}})
 
 

@@ -219,14 +219,15 @@ def load(engine: Engine, found: Found, world: World, tensor_ranks: int = 1) -> N
     saved = found.state
     same_size = saved.world_size == world.size
     try:
-        if saved.zero_stage > 0 and not (same_size and saved.zero_stage == engine.zero_optimization_stage()):
-            files, (group, share) = found.directory / ENGINE_TAG, divmod(world.rank, tensor_ranks)
-            parts = reshard.read(files, saved.world_size // tensor_ranks, saved.zero_stage, share)
-            with waiting_for_the_slowest(engine.optimizer, world.barrier):
+        with waiting_for_the_slowest(engine.optimizer, world.barrier):
+            if saved.zero_stage > 0 and not (
+                same_size and saved.zero_stage == engine.zero_optimization_stage()
+            ):
+                files, (group, share) = found.directory / ENGINE_TAG, divmod(world.rank, tensor_ranks)
+                parts = reshard.read(files, saved.world_size // tensor_ranks, saved.zero_stage, share)
                 reshard.load(engine, parts, group)
-            engine.global_steps = saved.step
-        else:
-            with waiting_for_the_slowest(engine.optimizer, world.barrier):
+                engine.global_steps = saved.step
+            else:
                 as_saved.load(engine, found.directory)
         if same_size:
             state.load_random(found.directory, world.rank)
