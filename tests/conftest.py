@@ -24,15 +24,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def logs_end_with_their_test() -> Iterator[None]:
-    """`sftjob run` sends the root logger to a file and keeps quiet when that fails: not in other tests, too."""
+    """The operator, and `sftjob run`, set the root logger up: not for other tests, too."""
     root = logging.getLogger()
-    before, level, raises = set(root.handlers), root.level, logging.raiseExceptions
+    before, level, raises = root.handlers[:], root.level, logging.raiseExceptions
     yield
-    for handler in [
-        one for one in root.handlers if isinstance(one, logging.FileHandler) and one not in before
-    ]:
-        root.removeHandler(handler)
-        handler.close()
+    for handler in root.handlers:
+        if handler not in before:
+            handler.close()
+    root.handlers[:] = before
     root.setLevel(level)
     logging.raiseExceptions = raises
 

@@ -11,6 +11,7 @@ import transformers
 
 import gang
 import gradient_cells
+from kept_bytes import kept
 from sft_trainer import attention, loop, sequence_parallel
 from sft_trainer import engine as engines
 from sft_trainer.config import TrainConfig
@@ -102,16 +103,7 @@ def kept_bytes(world: World, length: int) -> list[int]:
 
 
 def _kept(model: Any, inputs: dict[str, torch.Tensor]) -> int:
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no address is used twice
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model.model(**inputs, use_cache=False)
-    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
+    return kept(model, lambda: model.model(**inputs, use_cache=False))
 
 
 def long_step(world: World, volume: str, length: int) -> dict[str, float]:

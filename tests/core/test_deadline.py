@@ -18,6 +18,16 @@ def complete(scene: Scene) -> None:
     scene.step(5)
 
 
+def held_by_a_queue(seconds: float) -> Scene:
+    scene = Scene(sftjob(activeDeadlineSeconds=HOUR))
+    scene.prepare()
+    scene.step()
+    scene.job(1)["spec"]["suspend"] = True
+    scene.suspend(1)
+    scene.step(seconds)
+    return scene
+
+
 def test_a_job_that_is_active_too_long_stops_and_fails():
     scene = Scene(sftjob(activeDeadlineSeconds=HOUR))
     scene.start()
@@ -113,12 +123,7 @@ def test_a_suspension_stops_the_clock_and_sets_it_back():
 
 
 def test_waiting_in_a_queue_for_the_start_is_not_active_time():
-    scene = Scene(sftjob(activeDeadlineSeconds=HOUR))
-    scene.prepare()
-    scene.step()
-    scene.job(1)["spec"]["suspend"] = True
-    scene.suspend(1)
-    scene.step(30 * HOUR)
+    scene = held_by_a_queue(30 * HOUR)
     assert scene.says("Running") == ("False", "Queued")
     scene.job(1)["spec"]["suspend"] = False
     scene.run(1)
@@ -129,12 +134,7 @@ def test_waiting_in_a_queue_for_the_start_is_not_active_time():
 
 
 def test_nor_is_it_once_the_attempt_that_waited_has_failed():
-    scene = Scene(sftjob(activeDeadlineSeconds=HOUR))
-    scene.prepare()
-    scene.step()
-    scene.job(1)["spec"]["suspend"] = True
-    scene.suspend(1)
-    scene.step(30 * HOUR)
+    scene = held_by_a_queue(30 * HOUR)
     assert "startTime" not in scene.attempt(1)
     scene.job(1)["spec"]["suspend"] = False
     scene.run(1)

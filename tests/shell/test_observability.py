@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -279,16 +279,6 @@ async def test_metrics_are_served_in_the_text_format(probed: tuple[TestClient, l
 # ------------------------------------------------------------------ logs
 
 
-@pytest.fixture
-def root_logger() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-@pytest.mark.usefixtures("root_logger")
 def test_a_json_line_names_the_sftjob() -> None:
     stream = io.StringIO()
     logs.configure("json", "INFO", stream)
@@ -307,7 +297,6 @@ def test_a_json_line_names_the_sftjob() -> None:
     }
 
 
-@pytest.mark.usefixtures("root_logger")
 def test_an_exception_stays_on_one_line() -> None:
     stream = io.StringIO()
     logs.configure("json", "INFO", stream)
@@ -319,7 +308,6 @@ def test_an_exception_stays_on_one_line() -> None:
     assert "RuntimeError: boom" in json.loads(stream.getvalue())["exception"]
 
 
-@pytest.mark.usefixtures("root_logger")
 def test_a_plain_line_is_for_people() -> None:
     stream = io.StringIO()
     logs.configure("plain", "debug", stream)

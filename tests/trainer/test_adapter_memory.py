@@ -1,6 +1,5 @@
 """What adapters keep for the backward pass, counted tensor by tensor, is what the planner adds for them."""
 
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 import transformers
 
 import tiny
+from kept_bytes import kept
 from sft_trainer import facts, lora
 from sft_trainer.config import LoRA
 from sftjob_operator.planning.memory import estimate
@@ -18,25 +18,13 @@ TOKENS = 64
 PLAIN = LoRA(rank=2, alpha=4, dropout=0.0, target_modules=["AllLinear"])
 
 
-def kept(folder: Path, adapters: LoRA) -> int:
-    """Bytes that autograd saves in a forward pass, each storage once, without the parameters."""
+def kept_with(folder: Path, adapters: LoRA) -> int:
+    """Bytes that a forward pass keeps."""
     torch.manual_seed(0)
     model = lora.add(transformers.AutoModelForCausalLM.from_pretrained(str(folder)), adapters)
     model.train()
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    saved: list[weakref.ref[torch.Tensor]] = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        saved.append(weakref.ref(tensor))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(input_ids=torch.zeros(1, TOKENS, dtype=torch.long), use_cache=False)
-    storages = {
-        t.untyped_storage().data_ptr(): t.untyped_storage() for ref in saved if (t := ref()) is not None
-    }
-    del output  # it has kept them
-    return sum(storage.nbytes() for address, storage in storages.items() if address not in own)
+    ids = torch.zeros(1, TOKENS, dtype=torch.long)
+    return kept(model, lambda: model(input_ids=ids, use_cache=False))
 
 
 def planned(folder: Path, *, dora: bool = False, dropout: bool = False) -> int:
@@ -65,7 +53,7 @@ def planned(folder: Path, *, dora: bool = False, dropout: bool = False) -> int:
 )
 def test_the_plan_adds_what_is_kept(changes: dict[str, Any], shape: dict[str, bool], tmp_path: Path) -> None:
     folder = tiny.model(tmp_path / "tiny", hidden=64, layers=4)
-    measured = kept(folder, PLAIN.model_copy(update=changes)) - kept(folder, PLAIN)
+    measured = kept_with(folder, PLAIN.model_copy(update=changes)) - kept_with(folder, PLAIN)
     added = planned(folder, **shape) - planned(folder)
     assert measured <= 1.05 * added  # norms of rows, whatever the tokens
     assert (
