@@ -92,6 +92,14 @@ def connect() -> Kube:
     return Kube(cluster.up(), binaries.tools())
 
 
+def served(kube: Kube, *definitions: str) -> None:
+    """Wait until the API server serves these kinds; `kubectl wait` ends with an error where a definition is so new
+    that it has no condition.
+    """
+    words = ("--for=condition=Established", *(f"crd/{name}" for name in definitions), "--timeout=30s")
+    until(f"{definitions} served", lambda: kube.kubectl("wait", *words).returncode == 0, 30)
+
+
 def install(kube: Kube, chart: Path = CHART, **values: str) -> None:
     """Build the operator's image, load it into the nodes and install the chart, or upgrade it, with these values."""
     sys.path.insert(0, str(ROOT / "tests" / "images"))

@@ -32,6 +32,7 @@ _TROUBLES = frozenset(
         "ContainerConfig",
         "Forbidden",
         "ImagePull",
+        "KindUnnoticed",
         "NamespaceQuota",
         "NodeLost",
         "NodeNotReady",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from machine import skip_or_fail
-from rooms import ROOT, Kube, Room, connect, install, make_room, uninstall
+from rooms import ROOT, Kube, Room, connect, install, make_room, served, uninstall
 
 LAST = "test_least_privilege.py"
 HERE = Path(__file__).resolve().parent
@@ -64,7 +64,7 @@ def kube() -> Iterator[Kube]:
 def crd(kube: Kube) -> None:
     """The SFTJob kind, served."""
     kube.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"), check=True)
-    kube.kubectl("wait", "--for=condition=Established", "crd/sftjobs.sftjob.dev", "--timeout=30s", check=True)
+    served(kube, "sftjobs.sftjob.dev")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rooms import CHART, Kube
+from rooms import CHART, Kube, served
 
 pytestmark = pytest.mark.cluster
 MODULE = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
@@ -31,8 +31,7 @@ def prometheus_kinds(kube: Kube) -> Iterator[None]:
         word for plural in KINDS for word in ("-f", str(folder / f"monitoring.coreos.com_{plural}.yaml"))
     ]
     kube.kubectl("apply", "--server-side", *files, check=True)
-    names = [f"crd/{plural}.monitoring.coreos.com" for plural in KINDS]
-    kube.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s", check=True)
+    served(kube, *(f"{plural}.monitoring.coreos.com" for plural in KINDS))
     yield
     kube.kubectl("delete", *files, "--wait=false", check=True)
 

@@ -11,7 +11,7 @@ import pytest
 
 import demo
 from monitoring.prometheus import scraping
-from rooms import ROOT, SYSTEM, Room, make_room, until
+from rooms import ROOT, SYSTEM, Kube, Room, make_room, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.model, pytest.mark.timeout(1500)]
 STEPS = 30
@@ -99,11 +99,18 @@ def test_the_operator_killed_in_the_middle_comes_back_to_the_same_pods(story: Ro
     assert {pod["metadata"]["uid"] for pod in story.pods("sftjob.dev/role=train")} == before
 
 
+def operator_targets(kube: Kube) -> list[str]:
+    """Where all replicas are scraped; none while one of them has no address yet."""
+    addresses = [
+        pod["status"].get("podIP") for pod in kube.list("pods", SYSTEM, "app.kubernetes.io/name=sftjob")
+    ]
+    return [f"{address}:8080" for address in addresses] if all(addresses) else []
+
+
 def test_prometheus_scrapes_operator_and_trainer(story: Room, tmp_path: Path):
     pods = story.pods("sftjob.dev/role=train")
     targets = [f"{pod['status']['podIP']}:9400" for pod in pods]
-    operators = story.kube.list("pods", SYSTEM, "app.kubernetes.io/name=sftjob")
-    targets_operator = [f"{pod['status']['podIP']}:8080" for pod in operators if pod["status"].get("podIP")]
+    targets_operator = until("addresses of the operator", lambda: operator_targets(story.kube), 60)
     jobs = [
         {"job_name": "trainer", "static_configs": [{"targets": targets}]},
         {"job_name": "operator", "honor_labels": True, "static_configs": [{"targets": targets_operator}]},
@@ -116,8 +123,8 @@ def test_prometheus_scrapes_operator_and_trainer(story: Room, tmp_path: Path):
         )
         assert {series["metric"]["rank"] for series in ranks} == {"0", "1"}
         assert all(float(series["value"][1]) > 0 for series in ranks)
-        phases = until("operator", lambda: prometheus.query('sum(sftjob_operator_jobs{phase="Running"})'), 60)
-        assert float(phases[0]["value"][1]) >= 1
+        running = 'sum(sftjob_operator_jobs{phase="Running"}) >= 1'
+        until("the operator's count", lambda: prometheus.query(running), 60)
         assert prometheus.query("sftjob_operator_queue_depth")
 
 

@@ -204,6 +204,14 @@ def test_istio_injects_nothing_unless_the_user_says_so():
             None,
         ),
         (403, 'pods "bot-1" is forbidden: exceeded quota: gpus', "Running", "QuotaExceeded", 60),
+        (
+            403,
+            'jobs.batch "bot-1" is forbidden: cannot set blockOwnerDeletion in this case because cannot find '
+            "RESTMapping for APIVersion sftjob.dev/v1alpha1 Kind SFTJob",
+            "Running",
+            "KindUnnoticed",
+            5,
+        ),
         (403, 'jobs.batch is forbidden: User "x" cannot create resource "jobs"', "Running", "Forbidden", 60),
     ],
 )

@@ -192,6 +192,11 @@ _BLOCKED = {
         "Give it the right that is named: the chart's roles are those of its own release.",
         ("doctor",),
     ),
+    "KindUnnoticed": Advice(
+        "SFTJob was installed a moment ago, and the API server's admission does not know it yet.",
+        "Wait: it takes up to a minute and is tried again every five seconds.",
+        ("kubectl get crd sftjobs.sftjob.dev",),
+    ),
     "ContainerCreating": Advice(
         "The pods have nodes, and their containers are being created: the image is pulled, the volume mounted.",
         "Wait; a large image takes minutes. If it lasts, the Events of the pods say why.",
