@@ -28,6 +28,7 @@ from sft_trainer import (
     precision,
     reporters,
     sequence_parallel,
+    upcast,
     uses,
 )
 from sft_trainer.baseline import evaluate_base
@@ -157,6 +158,7 @@ def build(
     if config.training.neftune_alpha is not None:  # after the engine, which may replace embeddings
         neftune.install(network, config.training.neftune_alpha, group)
     use_loss_head(engine, cache.train, world)
+    upcast.enable(network)
     clock.lap("engine")
     # Rows whose sequences are shared are told apart as packed ones are.
     pack_rows = config.data.packing == "BestFit" or group is not None

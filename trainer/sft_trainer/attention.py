@@ -18,6 +18,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from sft_trainer import upcast
+
 Output = tuple[torch.Tensor, None]  # attention, and the probabilities that these do not give
 PER_DOCUMENT = "sdpa_per_document"
 _SMALLEST_BLOCK = 512  # queries of one call, where the window is shorter: calls have a price of their own
@@ -84,12 +86,22 @@ def _attend(
     ):
         documents = zip(*(torch.split(tensor, sizes, dim=2) for tensor in heads), strict=True)
         outputs = [
-            sdpa_attention_forward(module, *block, **kwargs)[0]
+            upcast.computed(functools.partial(_sdpa, module, mask, kwargs), *block)
             for q, k, v in documents
-            for block in _blocks(q, k, v, sliding_window)
+            for *block, mask in _blocks(q, k, v, sliding_window)
         ]
         rows.append(torch.cat(outputs, dim=1))
     return torch.cat(rows), None
+
+
+def _sdpa(
+    module: torch.nn.Module,
+    mask: torch.Tensor | None,
+    options: dict[str, Any],
+    *heads: torch.Tensor,
+) -> torch.Tensor:
+    output: torch.Tensor = sdpa_attention_forward(module, *heads, mask, **options)[0]
+    return output
 
 
 def told(

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from sft_trainer import upcast
 from sft_trainer.softmax import Objective, Share, softmax_gradient
 
 # Bytes of logits at once. Every further chunk reads and writes the weights' whole gradient once more, which a chunk of
@@ -143,6 +144,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         objective, power = objective.split()
         wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
+        types = [None if each is None else each.dtype for each in (hidden, weight, bias)]
+        if upcast.wanted(weight):
+            hidden, weight, bias = hidden.float(), weight.float(), None if bias is None else bias.float()
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         of_hidden = torch.empty_like(hidden) if wanted[0] else None
         of_weight: torch.Tensor | None = None
@@ -162,11 +166,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             del logits, gradient  # else the next chunk is computed beside this one
         if share is not None and of_hidden is not None:
             share.sum(of_hidden)
-        ctx.gradients = [
-            of_hidden,
-            None if of_weight is None else of_weight.to(weight.dtype),
-            None if of_bias is None or bias is None else of_bias.to(bias.dtype),
-        ]
+        gradients = zip((of_hidden, of_weight, of_bias), types, strict=True)
+        ctx.gradients = [None if each is None else each.to(kind) for each, kind in gradients]
         ctx.power = power
         return total * power
 

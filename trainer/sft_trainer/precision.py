@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ _NATIVE_CAPABILITY = (8, 0)  # NVIDIA Ampere; older GPUs emulate bf16, slower th
 def native(accelerator: str) -> set[Precision]:
     """The formats that the hardware of this rank computes in by itself."""
     found: set[Precision] = {"fp32"}
-    if _gpu_has_bf16() if accelerator == "gpu" else cpu_has_bf16(_cpu_flags()):
+    if _gpu_has_bf16() if accelerator == "gpu" else cpu_has_bf16():
         found.add("bf16")
     if get_accelerator().is_fp16_supported():
         found.add("fp16")
@@ -88,8 +89,14 @@ def dtype(precision: Precision) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
 
 
-def cpu_has_bf16(flags: set[str]) -> bool:
-    """Whether a CPU with these /proc/cpuinfo flags multiplies bf16 natively."""
+@functools.cache
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 by itself."""
+    return multiplies_bf16(_cpu_flags())
+
+
+def multiplies_bf16(flags: set[str]) -> bool:
+    """Whether a CPU with these /proc/cpuinfo flags does."""
     return bool(flags & {"avx512_bf16", "amx_bf16"})
 
 

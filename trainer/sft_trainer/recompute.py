@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from sft_trainer import upcast
 from sft_trainer.config import Recompute
 
 _ATEN = torch.ops.aten
@@ -22,7 +23,11 @@ _KEPT = [
     _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
 ]
 # FlashAttention's (flashkernels.py), by name: they exist once their module is imported.
-_KEPT_NAMES = {"torch_attn::_varlen_attn", "flash_attn::_flash_attn_varlen_forward"}
+_KEPT_NAMES = {
+    "torch_attn::_varlen_attn",
+    "flash_attn::_flash_attn_varlen_forward",
+    upcast.LINEAR,
+}
 
 
 def enable(model: Any, recompute: Recompute) -> None:

@@ -1,0 +1,104 @@
+"""bf16 on a CPU that has none: products computed in fp32 are no further from the truth, and nothing more is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from kept_bytes import kept
+from sft_trainer import attention, head, precision, recompute, upcast
+from sft_trainer.collate import IGNORED, Batch
+from sft_trainer.config import Recompute
+from sft_trainer.loss import supervised_loss
+
+TOKENS = 48
+
+
+@pytest.fixture(autouse=True)
+def bf16_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+
+
+def model() -> Any:
+    """A Qwen2 of two layers, which has biases, with its weights in bf16."""
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=100,
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+    )
+    return transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).train()
+
+
+def gradients(network: Any) -> dict[str, torch.Tensor]:
+    """Of the loss of two documents in a pack, as it is trained on."""
+    attention.use_per_document(network)
+    head.install(network)
+    ids = torch.randint(0, 100, (1, TOKENS), generator=torch.Generator().manual_seed(1))
+    targets = torch.full_like(ids, IGNORED)
+    targets[:, :-1] = ids[:, 1:]
+    positions = torch.cat([torch.arange(20), torch.arange(TOKENS - 20)])[None]
+    batch = Batch(ids, targets, positions, None, tokens=TOKENS, padding=0, supervised=TOKENS - 1)
+    supervised_loss(network, batch, 1 / TOKENS).backward()
+    return {name: p.grad.float() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def distance(found: dict[str, torch.Tensor], true: dict[str, torch.Tensor]) -> float:
+    assert found.keys() == true.keys()
+    return sum(float((found[name] - true[name]).norm() / true[name].norm()) for name in true) / len(true)
+
+
+@pytest.mark.parametrize("recomputed", ["None", "Selective", "Full"])
+def test_gradients_are_no_further_from_those_of_fp32_than_emulated_ones(
+    monkeypatch: pytest.MonkeyPatch, recomputed: Recompute
+) -> None:
+    true = gradients(model().float())
+    upcasting = model()
+    upcast.enable(upcasting)
+    recompute.enable(upcasting, recomputed)
+    found = gradients(upcasting)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    emulated = gradients(model())
+    assert 0 < distance(found, true) < 1.05 * distance(emulated, true)
+
+
+@pytest.mark.parametrize("recomputed", ["None", "Selective", "Full"])
+def test_nothing_more_is_kept_for_the_backward_pass(recomputed: Recompute) -> None:
+    def bytes_of(network: Any) -> int:
+        recompute.enable(network, recomputed)
+        ids = torch.zeros(1, TOKENS, dtype=torch.int64)
+        return kept(network, lambda: network(input_ids=ids, use_cache=False).logits)
+
+    upcasting = model()
+    upcast.enable(upcasting)
+    assert 0 < bytes_of(upcasting) <= bytes_of(model())
+
+
+def test_frozen_weights_get_no_gradient_and_inputs_do() -> None:
+    layer: Any = torch.nn.Sequential(torch.nn.Linear(8, 4)).to(torch.bfloat16).requires_grad_(False)
+    upcast.enable(layer)
+    rows = torch.ones(3, 5, 8, dtype=torch.bfloat16, requires_grad=True)
+    output = layer(rows)
+    output.sum().backward()
+    assert (output.dtype, output.shape) == (torch.bfloat16, (3, 5, 4))
+    assert layer[0].weight.grad is None
+    assert rows.grad is not None
+    assert rows.grad.shape == rows.shape
+
+
+def test_a_cpu_with_bf16_and_other_formats_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    upcast.enable(wide)
+    assert type(wide[0]) is torch.nn.Linear
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
+    narrow = torch.nn.Sequential(torch.nn.Linear(2, 2)).to(torch.bfloat16)
+    upcast.enable(narrow)
+    assert type(narrow[0]) is torch.nn.Linear
