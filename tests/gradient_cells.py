@@ -69,7 +69,8 @@ def two_steps(
         }
         job = gang.Job(Path(volume), ranks=world.size, changes=SETTINGS | changes)
         config = TrainConfig.model_validate(job.config())
-        parts = parts_of(config, world, Path(volume), packed=cell["packed"])
+        chosen = cell.get("precision", "fp32")
+        parts = parts_of(config, world, Path(volume), packed=cell["packed"], precision=chosen)
         assert parts.plan.total_steps == len(STEPS)
         norms, losses, empty = [], [], False
         for step in STEPS * repeat:

@@ -85,13 +85,6 @@ CASES = {
         {"deepspeed": {"offloadOptimizer": "CPU", "zeroStage": 0}},
         {"deepspeed": {"offloadOptimizer": "None", "zeroStage": 0}},
     ),
-    "deepspeed.offloadOptimizer CPU and deepspeed.zeroStage 2 (but in fp32)": (
-        {
-            "deepspeed": {"offloadOptimizer": "CPU", "config": {"zero_optimization": {"stage": 2}}},
-            "training": {"precision": "bf16"},
-        },
-        {"deepspeed": {"offloadOptimizer": "CPU", "zeroStage": 2}, "training": {"precision": "fp32"}},
-    ),
     "deepspeed.offloadParameters CPU and deepspeed.zeroStage 0, 1 or 2": (
         {"deepspeed": {"config": {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}}},
         {"deepspeed": {"offloadParameters": "CPU", "zeroStage": 3}},

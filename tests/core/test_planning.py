@@ -359,6 +359,17 @@ def test_offloaded_states_lie_in_the_pods_memory():
     assert estimate(LLAMA_8B, on_gpu).host == 0
 
 
+@pytest.mark.parametrize(("precision", "size"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
+def test_stage_2_sums_its_gradients_on_the_gpu_where_they_are_wider_than_weights(precision: Any, size: int):
+    on_gpu = shape(zero_stage=2, world_size=2, precision=precision, offload_optimizer="CPU")
+    memory = estimate(LLAMA_8B, on_gpu)
+    half = LLAMA_8B.parameters // 2
+    assert memory.optimizer == 0
+    assert memory.gradients == (0 if precision == "fp32" else 4 * half)
+    states = half * (12 + 4 + size)
+    assert memory.host == pytest.approx((states + 4 * GIB) * 1.08, rel=1e-6)
+
+
 def test_on_a_cpu_offloading_moves_nothing():
     on_cpu = shape(zero_stage=3, accelerator="cpu")
     offloaded = replace(on_cpu, offload_optimizer="CPU", offload_parameters="CPU")

@@ -135,3 +135,14 @@ def test_stages_and_offloading_agree_over_fifty_steps(volume: Path) -> None:
     assert first["losses"][-1] < first["losses"][0] - 2, "nothing was learned"
     for other in others:
         assert other["losses"] == pytest.approx(first["losses"], rel=1e-5), other
+
+
+@pytest.mark.processes
+def test_in_bf16_an_offloaded_optimizer_gets_the_same_gradients(volume: Path) -> None:
+    bf16 = [{**cell(stage, 8, True, "Full"), "precision": "bf16"} for stage in (2, 3)]
+    cells = [{**each, "optimizer": where} for each in bf16 for where in ("None", "CPU")]
+    found = gang.call(gradient_cells.two_steps, 2, volume=str(volume), cells=cells, repeat=4)
+    for here, there in zip(found[::2], found[1::2], strict=True):
+        assert here["losses"][-1] < here["losses"][0], "nothing was learned"
+        assert there["norms"] == pytest.approx(here["norms"], rel=1e-6), there
+        assert there["losses"] == here["losses"], there

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.processes
 
 CELLS = [(precision, stage, 0) for stage in (1, 2, 3) for precision in ("fp32", "bf16")]
 OFFLOADED = [
+    ("bf16", 2, 1),
     ("bf16", 3, 2),
     *(pytest.param("fp32", stage, 1, marks=pytest.mark.soak) for stage in (1, 2, 3)),
 ]

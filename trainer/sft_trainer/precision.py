@@ -78,7 +78,7 @@ def resolve(
             f"in it: {way}",
         )
     if chosen not in formats:
-        logger.warning("precision bf16 (%s), though a CPU only emulates it: fp32 is faster here", reason)
+        logger.info("precision bf16 (%s), which this CPU has not: products are computed in fp32", reason)
     else:
         logger.info("precision %s (%s)", chosen, reason)
     return chosen

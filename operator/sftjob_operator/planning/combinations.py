@@ -116,14 +116,6 @@ ROWS = (
         lambda spec, wanted: wanted.offload_optimizer == "CPU" and wanted.zero_stage == 0,
     ),
     Row(
-        "deepspeed.offloadOptimizer CPU and deepspeed.zeroStage 2 (but in fp32)",
-        "DeepSpeed 0.19 keeps fp32 sums of gradients on the GPU there, which is not tested; stage 3 has them on the CPU",
-        "set deepspeed.zeroStage to 1 or 3, or remove it; or training.precision to fp32",
-        lambda spec, wanted: (
-            wanted.offload_optimizer == "CPU" and wanted.zero_stage == 2 and wanted.precision != "fp32"
-        ),
-    ),
-    Row(
         "deepspeed.offloadParameters CPU and deepspeed.zeroStage 0, 1 or 2",
         "below stage 3 every rank computes with whole weights",
         "set deepspeed.zeroStage to 3, or remove it",

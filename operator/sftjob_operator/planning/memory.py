@@ -74,7 +74,7 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
         # Beside the optimizer's: fp32 gradients; stage 3 has them once more for the optimizer (stage3.py,
         # grad_partitions_flat_buffer and .grad), the others the updated weights on their way back to the GPU.
         host = optimizer + trained * (4 + (4 if stage == 3 else size)) // share
-        gradients, optimizer = (0 if stage >= 2 else gradients), 0
+        gradients, optimizer = (0 if stage == 3 or (stage == 2 and size == 4) else gradients), 0
     if shape.offload_parameters == "CPU" and shape.accelerator == "gpu":
         host += parameters * size // share
         weights = _gathered(model) * size
@@ -111,7 +111,8 @@ def _gradients(shape: Shape, trained: int, size: int, share: int) -> int:
 
     Stage 0 in bf16 sums in bf16, and copies the sums to fp32 in its step (unfused_optimizer.py). Stage 1 in bf16 keeps
     each pass's gradients, zeroed, beside the sums (bf16_optimizer.py, clear_lp_grads). Stage 1 in fp16, or offloaded,
-    has this rank's partition of the sums beside all of them (stage_1_and_2.py, _build_compact_grad_partition_buffer).
+    has this rank's partition of the sums beside all of them (stage_1_and_2.py, _build_compact_grad_partition_buffer),
+    which is all that stage 2 has, and keeps on the GPU where the optimizer is offloaded.
     """
     if shape.zero_stage >= 2:
         return trained * 4 // share
