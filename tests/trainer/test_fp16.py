@@ -67,7 +67,7 @@ class Skips:
         self.scales.append(loss_scale)
 
 
-def six_steps(world: World, volume: str, stages: list[int], tensor: int) -> dict[str, Any]:
+def six_steps(world: World, volume: str, stages: list[int], tensor: int, optimizer: str) -> dict[str, Any]:
     """Norm, loss and scale of every step, for each stage."""
     pretend_that_cpus_compute_in_fp16()
     engines.prepare("cpu")
@@ -78,6 +78,7 @@ def six_steps(world: World, volume: str, stages: list[int], tensor: int) -> dict
             "training__microBatchSize": 2 * tensor,
             "deepspeed__zeroStage": stage,
             "deepspeed__tensorParallelSize": tensor,
+            "deepspeed__offloadOptimizer": optimizer,
             # shared layers add up halves of the numbers: they bear a larger scale
             "deepspeed__config": {"fp16": OFTEN | {"initial_scale_power": 20 if tensor == 1 else 26}},
         }
@@ -96,15 +97,19 @@ def six_steps(world: World, volume: str, stages: list[int], tensor: int) -> dict
 
 @processes
 @pytest.mark.parametrize(
-    ("stages", "tensor"),
-    [([1, 2, 3], 1), pytest.param([1, 2], 2, id="shared-layers", marks=pytest.mark.soak)],
+    ("stages", "tensor", "optimizer"),
+    [
+        ([1, 2, 3], 1, "None"),
+        ([1, 2, 3], 1, "CPU"),
+        pytest.param([1, 2], 2, "None", id="shared-layers", marks=pytest.mark.soak),
+    ],
 )
 def test_norm_and_loss_are_those_of_fp32_through_overflows_and_growth(
-    stages: list[int], tensor: int, tmp_path: Path
+    stages: list[int], tensor: int, optimizer: str, tmp_path: Path
 ) -> None:
     gang.Job(tmp_path)
     plain = gradient_cells.reference(tmp_path, steps=(0, 1, 0, 1, 0, 1))
-    found = gang.call(six_steps, 2, volume=str(tmp_path), stages=stages, tensor=tensor)
+    found = gang.call(six_steps, 2, volume=str(tmp_path), stages=stages, tensor=tensor, optimizer=optimizer)
     for stage, made in found.items():
         norms, losses, scales = zip(*made["steps"], strict=True)
         assert norms == pytest.approx(plain["norms"], rel=1e-3), stage

@@ -179,12 +179,21 @@ def step(engine: Engine) -> float | None:
     engine.step()
     if engine.fp16_enabled():
         if engine.optimizer.overflow:
+            _forget_sums(engine)
             return None
         engine.optimizer.loss_scaler.grow()
     if norm is None:
         norm = engine.get_global_grad_norm()
     value = float("nan") if norm is None else float(norm)
     return value if math.isfinite(value) and value >= 0 else float("nan")
+
+
+def _forget_sums(engine: Engine) -> None:
+    """DeepSpeed (0.19.8, stage_1_and_2.py) keeps those that overflowed where the optimizer is offloaded, and adds to
+    them: no smaller scale would ever do.
+    """
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer.averaged_gradients.clear()
 
 
 def local_gradient_norm(module: nn.Module) -> float:
