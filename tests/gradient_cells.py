@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import gang
-from sft_trainer import attention, head, loop, model, sequence_parallel
+from sft_trainer import attention, head, loop, model, sequence_parallel, upcast
 from sft_trainer import engine as engines
 from sft_trainer import precision as precisions
 from sft_trainer.assemble import training_plan
@@ -139,6 +139,7 @@ def parts_of(
     )
     engine = engines.initialize(network, config, settings)
     assert head.install(engine.module)
+    upcast.enable(network)
     assert not packed or attention.use_per_document(engine.module)
     if (group := sequence_parallel.join(config.deepspeed.sequence_parallel_size)) is not None:
         sequence_parallel.use(engine.module, group)

@@ -144,5 +144,7 @@ def test_in_bf16_an_offloaded_optimizer_gets_the_same_gradients(volume: Path) ->
     found = gang.call(gradient_cells.two_steps, 2, volume=str(volume), cells=cells, repeat=4)
     for here, there in zip(found[::2], found[1::2], strict=True):
         assert here["losses"][-1] < here["losses"][0], "nothing was learned"
-        assert there["norms"] == pytest.approx(here["norms"], rel=1e-6), there
-        assert there["losses"] == here["losses"], there
+        assert there["norms"][0] == pytest.approx(here["norms"][0], rel=1e-6), there
+        # Later a weight may be rounded the other way, as clipping by norms summed in another order has it.
+        assert there["norms"] == pytest.approx(here["norms"], rel=2e-3), there
+        assert there["losses"] == pytest.approx(here["losses"], rel=2e-4), there

@@ -158,7 +158,7 @@ def build(
     if config.training.neftune_alpha is not None:  # after the engine, which may replace embeddings
         neftune.install(network, config.training.neftune_alpha, group)
     use_loss_head(engine, cache.train, world)
-    upcast.enable(network)
+    upcast.enable(network)  # after the loss head, which is made of a plain layer
     clock.lap("engine")
     # Rows whose sequences are shared are told apart as packed ones are.
     pack_rows = config.data.packing == "BestFit" or group is not None

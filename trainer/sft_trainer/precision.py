@@ -78,7 +78,10 @@ def resolve(
             f"in it: {way}",
         )
     if chosen not in formats:
-        logger.info("precision bf16 (%s), which this CPU has not: products are computed in fp32", reason)
+        logger.info(
+            "precision bf16 (%s), which not every CPU here has: those without compute most products in fp32",
+            reason,
+        )
     else:
         logger.info("precision %s (%s)", chosen, reason)
     return chosen

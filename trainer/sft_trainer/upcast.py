@@ -1,9 +1,9 @@
 """Matrix products of bf16 on a CPU that has none: computed in fp32, which is four times as fast as bf16 emulated.
 
 Weights, activations and what is kept for the backward pass stay bf16; a product's matrices are widened while it is
-computed, and the result is rounded once, as a CPU with bf16 does it by itself. Linear layers, the attention of
-attention.py and the loss head are computed like this. Other products (experts that are one tensor, GPT-2's layers)
-are right and slow.
+computed, and the result is rounded once, as a CPU with bf16 does it by itself. Plain linear layers, the attention of
+attention.py and the loss head are computed like this; what else multiplies (docs/trainer.md has a list) is right and
+slow.
 """
 
 from __future__ import annotations
@@ -51,19 +51,21 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        ctx.save_for_backward(input, weight)
+        of_input, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(input if of_weight else None, weight if of_input else None)
         return cast(torch.Tensor, torch.ops.sft_trainer.upcast_linear(input, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
-        gradient = outputs[0].float()
-        rows = gradient.flatten(0, -2)
-        of_input, of_weight, of_bias = ctx.needs_input_grad
+        (output,), (input, weight) = outputs, ctx.saved_tensors
+        rows = output.reshape(-1, output.shape[-1]).float()
+        *_, of_bias = ctx.needs_input_grad
+        of_input = None if weight is None else rows @ weight.float()
+        of_weight = None if input is None else rows.t() @ input.reshape(-1, input.shape[-1]).float()
         return (
-            (gradient @ weight.float()).to(input.dtype) if of_input else None,
-            (rows.t() @ input.flatten(0, -2).float()).to(weight.dtype) if of_weight else None,
-            rows.sum(0).to(weight.dtype) if of_bias else None,
+            None if of_input is None else of_input.to(output.dtype).view(*output.shape[:-1], -1),
+            None if of_weight is None else of_weight.to(output.dtype),
+            rows.sum(0).to(output.dtype) if of_bias else None,
         )
 
 
@@ -75,7 +77,8 @@ def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 def computed(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
     """`function` of `tensors` in fp32, where products with them are wanted so; else as they are.
 
-    It is computed again in the backward pass, so that nothing wide is kept.
+    It is computed again in the backward pass, so that nothing wide is kept, but by an activation checkpoint around it
+    that keeps results of attention.
     """
     if not wanted(tensors[0]):
         return function(*tensors)

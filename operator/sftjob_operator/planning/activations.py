@@ -130,6 +130,8 @@ def of_logits(model: ModelFacts, shape: Shape, size: int) -> int:
     if shape.lora_rank is not None:
         # of trained rows the whole head's gradient, and peft's copy of it with them in it
         gradient = 0 if model.added_tokens is None else gradient + head * size
+        if shape.accelerator == "cpu" and shape.precision == "bf16":
+            gradient += head * 4  # the frozen head in fp32, where the CPU has no bf16 (sft_trainer.upcast)
     return chunk + _LOSS_PIECE[shape.accelerator] + gradient
 
 

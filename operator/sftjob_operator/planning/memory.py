@@ -72,9 +72,12 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
     host = 0
     if shape.offload_optimizer == "CPU" and shape.accelerator == "gpu":  # on a CPU it is the same memory
         # Beside the optimizer's: fp32 gradients; stage 3 has them once more for the optimizer (stage3.py,
-        # grad_partitions_flat_buffer and .grad), the others the updated weights on their way back to the GPU.
-        host = optimizer + trained * (4 + (4 if stage == 3 else size)) // share
-        gradients, optimizer = (0 if stage == 3 or (stage == 2 and size == 4) else gradients), 0
+        # grad_partitions_flat_buffer and .grad), the others the updated weights on their way back to the GPU, and the
+        # largest gradient on its way. In fp32 stage 2 sums on the CPU (stage_1_and_2.py, accumulated_grads_in_cpu).
+        sums_there = stage == 3 or (stage == 2 and size == 4)
+        host = optimizer + trained * (4 + 4 * sums_there + (0 if stage == 3 else size)) // share
+        host += 0 if stage == 3 else largest * size
+        gradients, optimizer = (0 if sums_there else gradients), 0
     if shape.offload_parameters == "CPU" and shape.accelerator == "gpu":
         host += parameters * size // share
         weights = _gathered(model) * size

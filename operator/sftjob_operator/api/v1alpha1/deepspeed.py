@@ -17,7 +17,7 @@ class DeepSpeed(ApiModel):
             (
                 "!has(self.offloadOptimizer) || self.offloadOptimizer == 'None' || !has(self.zeroStage) || "
                 "self.zeroStage > 0",
-                "spec.deepspeed.offloadOptimizer needs spec.deepspeed.zeroStage: 1 or 3 (2 only in fp32)",
+                "spec.deepspeed.offloadOptimizer needs spec.deepspeed.zeroStage: 1, 2 or 3",
             ),
             (
                 "!has(self.offloadParameters) || self.offloadParameters == 'None' || !has(self.zeroStage) || "
