@@ -126,10 +126,17 @@ def test_a_layer_computes_in_fp32_and_rounds_once() -> None:
     assert type(layer[0]) is upcast.UpcastLinear
     wide = torch.nn.functional.linear(rows.float(), layer[0].weight.float(), layer[0].bias.float())
     assert torch.equal(layer(rows), wide.to(torch.bfloat16))
-    one = rows[0].clone().requires_grad_()
-    layer(one).sum().backward()
-    assert one.grad is not None
-    assert one.grad.shape == one.shape
+
+
+@pytest.mark.parametrize("shape", [(64,), (5, 64), (2, 3, 64), (0, 64), (2, 0, 64)])
+def test_a_layer_takes_what_any_other_does(shape: tuple[int, ...]) -> None:
+    layer: Any = torch.nn.Sequential(torch.nn.Linear(64, 8)).to(torch.bfloat16)
+    upcast.enable(layer)
+    rows = torch.ones(shape, dtype=torch.bfloat16, requires_grad=True)
+    layer(rows).sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.shape == rows.shape
+    assert layer[0].weight.grad.shape == (8, 64)
 
 
 def test_frozen_weights_get_no_gradient_and_inputs_do() -> None:

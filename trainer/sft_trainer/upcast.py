@@ -60,10 +60,10 @@ class _Linear(torch.autograd.Function):
         (output,), (input, weight) = outputs, ctx.saved_tensors
         rows = output.reshape(-1, output.shape[-1]).float()
         *_, of_bias = ctx.needs_input_grad
-        of_input = None if weight is None else rows @ weight.float()
+        of_input = None if weight is None else (rows @ weight.float()).to(output.dtype)
         of_weight = None if input is None else rows.t() @ input.reshape(-1, input.shape[-1]).float()
         return (
-            None if of_input is None else of_input.to(output.dtype).view(*output.shape[:-1], -1),
+            None if of_input is None else of_input.view(*output.shape[:-1], of_input.shape[1]),
             None if of_weight is None else of_weight.to(output.dtype),
             rows.sum(0).to(output.dtype) if of_bias else None,
         )

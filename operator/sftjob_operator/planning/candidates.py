@@ -119,9 +119,8 @@ def _stages(
         return () if offloads else (0,)
     if offloads and not wanted.may_offload:
         return ()
-    if (
-        offloads
-    ):  # all gradients leave the GPU at stage 3 only; where it is refused adapters are trained, whose are few
+    if offloads:
+        # All gradients leave the GPU at stage 3 only; where that is refused adapters are trained, which have few.
         return (3,) if 3 in wanted.stages else (1,)
     # Stage 1 reduces gradients once a step, 2 and 3 in every pass: the lowest that fits is the fastest. In bf16 it is
     # DeepSpeed's BF16_Optimizer, which takes more memory than stage 2 and overlaps nothing.

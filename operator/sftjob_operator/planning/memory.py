@@ -60,9 +60,8 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
     largest = model.vocabulary_size * model.hidden_size
     # fp32: the master copy (not where weights are fp32 themselves and nothing is partitioned), two moments
     master = 0 if size == 4 and stage == 0 else 4
-    if (
-        shape.master_weights != "FP32"
-    ):  # a bf16 copy of what stage 2 updates; stage 3 updates the weights themselves
+    if shape.master_weights != "FP32":
+        # a bf16 copy of what stage 2 updates; stage 3 updates the weights themselves
         master = 0 if stage == 3 else 2
     optimizer = trained * (master + 8) // (share if stage >= 1 else 1)
     if shape.muon:  # one moment of hidden matrices, and bf16 and fp32 copies of one of them in its step
