@@ -373,6 +373,14 @@ def test_stage_2_sums_its_gradients_on_the_gpu_where_they_are_wider_than_weights
     assert memory.host == pytest.approx((states + 4 * GIB) * 1.08, rel=1e-6)
 
 
+def test_the_largest_gradient_is_one_of_what_is_trained():
+    on_gpu = shape(zero_stage=1, precision="fp16", lora_rank=8)
+    here, there = (estimate(LLAMA_8B, replace(on_gpu, offload_optimizer=where)) for where in ("None", "CPU"))
+    trained = here.gradients * 8 // (4 * 8 + 4)  # all of the sums, and this rank's eighth again
+    assert there.buffers - here.buffers == pytest.approx(2 * trained, rel=1e-6)
+    assert trained < 128_256 * 4096, "adapters are smaller than the embeddings"
+
+
 def test_on_a_cpu_offloading_moves_nothing():
     on_cpu = shape(zero_stage=3, accelerator="cpu")
     offloaded = replace(on_cpu, offload_optimizer="CPU", offload_parameters="CPU")

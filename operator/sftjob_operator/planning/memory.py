@@ -57,7 +57,7 @@ def estimate(model: ModelFacts, shape: Shape) -> Memory:
     if stage == 3:
         secondary = parameters * size // shape.secondary_size if shape.secondary_size > 1 else 0
         weights = weights // share + secondary + _gathered(model) * size
-    largest = model.vocabulary_size * model.hidden_size
+    largest = min(model.vocabulary_size * model.hidden_size, trained)  # of what has a gradient
     # fp32: the master copy (not where weights are fp32 themselves and nothing is partitioned), two moments
     master = 0 if size == 4 and stage == 0 else 4
     if shape.master_weights != "FP32":
