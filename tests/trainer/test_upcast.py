@@ -20,7 +20,7 @@ TOKENS = 48
 
 
 @pytest.fixture(autouse=True)
-def bf16_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_bf16_in_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
 
 

@@ -22,12 +22,8 @@ _KEPT = [
     _ATEN._scaled_dot_product_cudnn_attention.default,
     _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
 ]
-# FlashAttention's (flashkernels.py), by name: they exist once their module is imported.
-_KEPT_NAMES = {
-    "torch_attn::_varlen_attn",
-    "flash_attn::_flash_attn_varlen_forward",
-    upcast.LINEAR,
-}
+# Not torch's own. FlashAttention's (flashkernels.py) exist once their module is imported.
+_KEPT_NAMES = {"torch_attn::_varlen_attn", "flash_attn::_flash_attn_varlen_forward", upcast.LINEAR}
 
 
 def enable(model: Any, recompute: Recompute) -> None:
